@@ -1,0 +1,150 @@
+use crate::{Amount, CodecError, EventTime, Id, Label, Reader, Transaction, write_signed, write_unsigned};
+
+const VERSION: u8 = 1;
+const KIND_TRANSACTION: u8 = 0;
+const KIND_LABEL: u8 = 1;
+const KIND_PROGRESS: u8 = 2;
+
+/// A record of a stream that was re-keyed by an entity (a terminal): what the materializer writes
+/// for itself, in a compact binary form, version 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntityEvent {
+    Transaction {
+        entity: Id,
+        time: EventTime,
+        amount: Amount,
+    },
+    Label {
+        entity: Id,
+        transaction_id: Id,
+        transaction_time: EventTime,
+        label_time: EventTime,
+        fraud: bool,
+    },
+    /// How far the re-keying has come: for each source partition the event time up to which all
+    /// transactions, and all labels known by then, stand before this record.
+    Progress {
+        sources: Vec<(u32, EventTime)>,
+    },
+}
+
+impl EntityEvent {
+    pub fn of_transaction(transaction: &Transaction) -> EntityEvent {
+        EntityEvent::Transaction {
+            entity: transaction.terminal_id.clone(),
+            time: transaction.event_time,
+            amount: transaction.amount,
+        }
+    }
+
+    pub fn of_label(label: Label) -> EntityEvent {
+        EntityEvent::Label {
+            entity: label.terminal_id,
+            transaction_id: label.transaction_id,
+            transaction_time: label.transaction_time,
+            label_time: label.label_time,
+            fraud: label.fraud,
+        }
+    }
+
+    /// Appends the record value to `out`.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        out.push(VERSION);
+        match self {
+            EntityEvent::Transaction { entity, time, amount } => {
+                out.push(KIND_TRANSACTION);
+                write_text(out, entity);
+                write_signed(out, time.as_millis());
+                write_signed(out, amount.units());
+            }
+            EntityEvent::Label { entity, transaction_id, transaction_time, label_time, fraud } => {
+                out.push(KIND_LABEL);
+                write_text(out, entity);
+                write_text(out, transaction_id);
+                write_signed(out, transaction_time.as_millis());
+                write_signed(out, label_time.as_millis());
+                out.push(u8::from(*fraud));
+            }
+            EntityEvent::Progress { sources } => {
+                out.push(KIND_PROGRESS);
+                write_unsigned(out, sources.len() as u64);
+                for (partition, time) in sources {
+                    write_unsigned(out, u64::from(*partition));
+                    write_signed(out, time.as_millis());
+                }
+            }
+        }
+    }
+
+    pub fn decode(value: &[u8]) -> Result<EntityEvent, CodecError> {
+        let mut reader = Reader::new(value);
+        let version = reader.byte()?;
+        if version != VERSION {
+            return Err(CodecError::UnknownVersion { found: version, known: VERSION });
+        }
+        let time = |reader: &mut Reader| reader.signed().map(EventTime::from_millis);
+        let event = match reader.byte()? {
+            KIND_TRANSACTION => EntityEvent::Transaction {
+                entity: reader.text()?.into(),
+                time: time(&mut reader)?,
+                amount: Amount::from_units(reader.signed()?),
+            },
+            KIND_LABEL => EntityEvent::Label {
+                entity: reader.text()?.into(),
+                transaction_id: reader.text()?.into(),
+                transaction_time: time(&mut reader)?,
+                label_time: time(&mut reader)?,
+                fraud: reader.byte()? != 0,
+            },
+            KIND_PROGRESS => {
+                let count = reader.count(2)?;
+                let mut sources = Vec::with_capacity(count);
+                for _ in 0..count {
+                    let partition = reader.unsigned()?;
+                    let partition = u32::try_from(partition).map_err(|_| CodecError::Invalid("a partition"))?;
+                    sources.push((partition, time(&mut reader)?));
+                }
+                EntityEvent::Progress { sources }
+            }
+            _ => return Err(CodecError::Invalid("the kind of an entity event")),
+        };
+        reader.finish()?;
+        Ok(event)
+    }
+}
+
+fn write_text(out: &mut Vec<u8>, text: &str) {
+    write_unsigned(out, text.len() as u64);
+    out.extend_from_slice(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips_and_refuses_every_cut() {
+        let time = EventTime::from_millis(1_522_540_831_000);
+        let events = [
+            EntityEvent::Transaction { entity: "3156".into(), time, amount: Amount::from_cents(5716) },
+            EntityEvent::Label {
+                entity: "3156".into(),
+                transaction_id: "7".into(),
+                transaction_time: time,
+                label_time: EventTime::MAX,
+                fraud: true,
+            },
+            EntityEvent::Progress { sources: vec![(0, EventTime::MIN), (7, time)] },
+        ];
+        for event in events {
+            let mut bytes = Vec::new();
+            event.encode(&mut bytes);
+            assert_eq!(EntityEvent::decode(&bytes), Ok(event));
+            for cut in 0..bytes.len() {
+                assert!(EntityEvent::decode(&bytes[..cut]).is_err(), "cut at {cut}");
+            }
+            bytes.push(0);
+            assert_eq!(EntityEvent::decode(&bytes), Err(CodecError::TrailingBytes(1)));
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The events that fraudline reads and writes, their wire formats, and the types they share.
+//!
+//! Everything here is plain data: no I/O, no clock, no async. A type that crosses a topic or a
+//! process boundary is declared in this crate and nowhere else.
+
+mod amount;
+mod dead_letter;
+mod entity_event;
+mod label;
+mod layout;
+mod partition;
+mod score;
+mod time;
+mod transaction;
+mod varint;
+
+pub use amount::{Amount, AmountError};
+pub use dead_letter::{DeadLetterReason, SourcePosition, headers};
+pub use entity_event::EntityEvent;
+pub use label::Label;
+pub use layout::{FeatureLayout, FeatureSpec, LayoutMismatch};
+pub use partition::partition_for_key;
+pub use score::{Alert, Score};
+pub use time::EventTime;
+pub use transaction::{DecodeError, Transaction};
+pub use varint::{CodecError, Reader, write_signed, write_unsigned};
+
+/// An identifier of an entity or an event. Up to 24 bytes are held inline, so the ids of a
+/// record are decoded without an allocation.
+pub type Id = compact_str::CompactString;
+
+/// Names of the topics of one deployment, as fraudline creates them by default.
+pub mod topics {
+    pub const TRANSACTIONS: &str = "transactions";
+    pub const LABELS: &str = "labels";
+    pub const SCORES: &str = "scores";
+    pub const ALERTS: &str = "alerts";
+    pub const DEAD_LETTERS: &str = "dead-letters";
+    /// Transactions and labels re-keyed by terminal: written and read by the materializer.
+    pub const TERMINAL_EVENTS: &str = "terminal-events";
+}
