@@ -1,1 +1,3 @@
+//! The scorer: `ingest → join → assemble → score → emit`.
 
+pub mod log;
