@@ -1,5 +1,19 @@
 //! Feature definitions, windows and the state they are computed from, and the online stores.
 
+mod backfill;
+mod definitions;
+mod entities;
+mod features;
 pub mod store;
+mod view_reader;
+mod window;
 
-pub use store::{Checkpoint, EmbeddedStore, OnlineStore, PartitionCheckpoint, StateWrite, StoreError, StoredState, Watermark};
+pub use backfill::Backfill;
+pub use definitions::Entity;
+pub use entities::EntityTable;
+pub use features::{DefinitionError, FeatureSet, View};
+pub use store::{
+    Checkpoint, EmbeddedStore, OnlineStore, PartitionCheckpoint, StateWrite, StoreError, StoredState, Watermark,
+};
+pub use view_reader::{ViewRead, ViewReader, ViewState, Wanted};
+pub use window::WindowState;
