@@ -1,1 +1,83 @@
+//! The HTTP side: features by entity in Feast's shape, health, readiness, metrics, and a running
+//! data directory's records for `fraudline tail`.
 
+mod lookup;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use feature_store::{FeatureSet, OnlineStore};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tower_http::limit::RequestBodyLimitLayer;
+use tower_http::timeout::TimeoutLayer;
+
+pub use lookup::{LookupRequest, LookupResponse, Status};
+
+/// Largest request body taken, in bytes.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// Longest that a request may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the server answers from.
+#[derive(Clone)]
+pub struct Context {
+    pub features: Arc<FeatureSet>,
+    pub store: Arc<dyn OnlineStore>,
+    /// Partitions of the transactions and of the terminal stream: where an entity's watermark stands.
+    pub partitions: u32,
+    /// Whether the process does its work: model warm, partitions assigned.
+    pub ready: Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>,
+    pub metrics: PrometheusHandle,
+}
+
+impl std::fmt::Debug for Context {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Context").field("features", &self.features).finish_non_exhaustive()
+    }
+}
+
+/// The routes:
+/// - `GET /health`: 200 as long as the process answers
+/// - `GET /ready`: 200 once the model is warm and partitions are assigned, else 503 with the reason
+/// - `GET /metrics`: Prometheus text
+/// - `POST /get-online-features`: Feast's feature lookup
+pub fn router(context: Context) -> Router {
+    Router::new()
+        .route("/get-online-features", post(lookup::get_online_features))
+        .route("/ready", get(ready))
+        .route("/health", get(|| async { "ok\n" }))
+        .route("/metrics", get(metrics_text))
+        .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
+        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
+        .with_state(context)
+}
+
+/// Serves `router` on `address` until `shutdown` is done; tells the address that was bound (port 0
+/// takes a free one) through `bound`.
+pub async fn serve(
+    address: SocketAddr,
+    router: Router,
+    bound: impl FnOnce(SocketAddr),
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let listener = tokio::net::TcpListener::bind(address).await?;
+    bound(listener.local_addr()?);
+    axum::serve(listener, router).with_graceful_shutdown(shutdown).await
+}
+
+async fn ready(State(context): State<Context>) -> (StatusCode, String) {
+    match (context.ready)() {
+        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
+    }
+}
+
+async fn metrics_text(State(context): State<Context>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], context.metrics.render())
+}

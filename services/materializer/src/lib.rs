@@ -1,1 +1,85 @@
+//! The materializer: windows of entities that cut across partitions, kept for everybody to read.
+//!
+//! Two stages, each exactly once. [`rekey`] reads transactions and labels and writes them again,
+//! keyed by terminal; [`aggregate`] owns partitions of that stream, keeps the windows of their
+//! terminals with the scorer's own state machinery, and checkpoints them into the online store.
 
+pub mod aggregate;
+pub mod metrics;
+pub mod rekey;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use feature_store::{FeatureSet, OnlineStore};
+use scorer::log::Log;
+use scorer::{Clock, Result};
+
+pub use aggregate::Aggregator;
+pub use rekey::Rekeyer;
+
+/// What the materializer runs on.
+#[derive(Clone)]
+pub struct Context {
+    pub log: Arc<dyn Log>,
+    pub store: Arc<dyn OnlineStore>,
+    pub features: Arc<FeatureSet>,
+    pub clock: Clock,
+}
+
+/// Limits of the materializer.
+#[derive(Clone, Debug)]
+pub struct MaterializerOptions {
+    /// Records taken at a time, at most, by either stage.
+    pub batch_records_max: usize,
+    /// Memory for terminal states.
+    pub state_bytes_max: usize,
+    /// How long changed states wait at most until they are written. They wait less where event
+    /// time runs fast, so that the view stays well within its staleness.
+    pub checkpoint_interval: Duration,
+    /// As the scorer has it: both must draw the same line between events and dead letters.
+    pub future_skew: Duration,
+}
+
+impl Default for MaterializerOptions {
+    fn default() -> MaterializerOptions {
+        MaterializerOptions {
+            batch_records_max: 2048,
+            state_bytes_max: 256 << 20,
+            checkpoint_interval: Duration::from_millis(200),
+            future_skew: Duration::from_secs(300),
+        }
+    }
+}
+
+/// Both stages on one thread.
+pub struct Materializer {
+    rekeyer: Rekeyer,
+    aggregator: Aggregator,
+}
+
+impl Materializer {
+    /// Joins the groups of both stages. The definitions must have a view of `terminal_id`.
+    pub fn start(context: Context, options: MaterializerOptions) -> Result<Materializer> {
+        Ok(Materializer {
+            rekeyer: Rekeyer::start(context.clone(), options.clone())?,
+            aggregator: Aggregator::start(context, options)?,
+        })
+    }
+
+    /// One step of each stage; tells whether there was anything to do.
+    pub fn step(&mut self, timeout: Duration) -> Result<bool> {
+        let rekeyed = self.rekeyer.step(timeout)?;
+        let aggregated = self.aggregator.step()?;
+        Ok(rekeyed || aggregated)
+    }
+
+    /// Steps until `stop` is set, then writes what has changed.
+    pub fn run(mut self, stop: &AtomicBool) -> Result<()> {
+        while !stop.load(Relaxed) {
+            self.step(Duration::from_millis(5))?;
+        }
+        self.aggregator.checkpoint()
+    }
+}

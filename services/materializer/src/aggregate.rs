@@ -1,0 +1,257 @@
+//! Aggregate: the windows of the terminals, from the re-keyed stream.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use feature_store::{Checkpoint, Entity, WindowState};
+use metrics::{Counter, Gauge, counter, gauge};
+use schemas::{CodecError, EntityEvent, EventTime, Id, Reader, topics, write_signed, write_unsigned};
+use scorer::log::{Commit, Committed, Consumer, LogError, Polled, Record, TopicPartition};
+use scorer::states::{PartitionStates, Stream};
+use scorer::{Result, ScorerError};
+
+use crate::metrics::{VIEW_EVENT_TIME, VIEW_STATE_BYTES, VIEW_STATES_WRITTEN};
+use crate::{Context, MaterializerOptions};
+
+/// The consumer group of this stage.
+pub const GROUP: &str = "materializer-aggregate";
+
+/// The second stage.
+pub struct Aggregator {
+    context: Context,
+    options: MaterializerOptions,
+    consumer: Box<dyn Consumer>,
+    view: Id,
+    keep: Duration,
+    /// Event time after which the view is written, however little real time has passed.
+    stride: Duration,
+    partitions: BTreeMap<u32, PartitionStates<EntityStream>>,
+    /// Event time that the store's copy of the view is complete to.
+    published: EventTime,
+    checkpointed: Instant,
+    outbox: scorer::log::Outbox,
+    states_written: Counter,
+    state_bytes: Gauge,
+    event_time: Gauge,
+}
+
+impl Aggregator {
+    pub fn start(context: Context, options: MaterializerOptions) -> Result<Aggregator> {
+        let view = context.features.view_of(Entity::TerminalId);
+        let (name, keep, staleness) = match view {
+            Some(view) => (view.name().clone(), view.keep(), view.staleness()),
+            None => (Id::const_new("terminal"), Duration::ZERO, Duration::ZERO),
+        };
+        Ok(Aggregator {
+            consumer: join(&context)?,
+            context,
+            options,
+            view: name,
+            keep,
+            stride: staleness / 8,
+            partitions: BTreeMap::new(),
+            published: EventTime::MIN,
+            checkpointed: Instant::now(),
+            outbox: scorer::log::Outbox::default(),
+            states_written: counter!(VIEW_STATES_WRITTEN),
+            state_bytes: gauge!(VIEW_STATE_BYTES),
+            event_time: gauge!(VIEW_EVENT_TIME),
+        })
+    }
+
+    /// Takes the next records of the re-keyed stream, and writes the view where it is due.
+    pub fn step(&mut self) -> Result<bool> {
+        let polled = self.consumer.poll(topics::TERMINAL_EVENTS, self.options.batch_records_max, Duration::ZERO)?;
+        let records = match polled {
+            Polled::Records(records) => records,
+            Polled::Rebalanced { assigned, revoked } => {
+                self.rebalance(assigned, &revoked)?;
+                return Ok(true);
+            }
+        };
+        self.apply(&records)?;
+        let ahead = self.complete_to() >= self.published.saturating_add(self.stride);
+        let due = records.is_empty() || ahead || self.checkpointed.elapsed() >= self.options.checkpoint_interval;
+        if due && self.partitions.values().any(PartitionStates::is_ahead_of_store) {
+            self.checkpoint()?;
+        }
+        Ok(!records.is_empty())
+    }
+
+    fn apply(&mut self, records: &[Record]) -> Result<()> {
+        let mut changes: BTreeMap<u32, Vec<(u64, EntityEvent)>> = BTreeMap::new();
+        for record in records {
+            let states = self.partitions.get_mut(&record.partition).expect("records come from assigned partitions");
+            states.advance(record.offset + 1);
+            if let Some(event) = states.stream.read(record) {
+                changes.entry(record.partition).or_default().push((record.offset, event));
+            }
+        }
+        let share = self.options.state_bytes_max / self.partitions.len().max(1);
+        for (partition, events) in changes {
+            let states = self.partitions.get_mut(&partition).expect("checked above");
+            states.table.begin_batch(share);
+            states.load(&*self.context.store, events.iter().map(|(_, event)| EntityStream::key(event)))?;
+            for (offset, event) in &events {
+                states.table.update(EntityStream::key(event), *offset, |state| EntityStream::apply(event, state));
+            }
+        }
+        Ok(())
+    }
+
+    fn complete_to(&self) -> EventTime {
+        self.partitions.values().map(|states| states.stream.complete_to()).min().unwrap_or(EventTime::MIN)
+    }
+
+    /// Commits the offsets consumed, together with the states they led to.
+    pub fn checkpoint(&mut self) -> Result<()> {
+        let through = self.needed_from()?.saturating_sub(self.keep);
+        let mut offsets = Vec::new();
+        let mut checkpoint = Checkpoint::default();
+        for (&partition, states) in self.partitions.iter_mut().filter(|(_, states)| states.is_ahead_of_store()) {
+            offsets.push((TopicPartition { topic: topics::TERMINAL_EVENTS.to_owned(), partition }, states.next()));
+            checkpoint.partitions.push(states.checkpoint(|_| through));
+        }
+        let commit = Commit { outputs: &self.outbox, offsets: &offsets, checkpoint: Some(&checkpoint) };
+        let committed = match self.consumer.commit(&commit) {
+            Err(LogError::Fenced(_)) => {
+                self.partitions.clear();
+                self.consumer = join(&self.context)?;
+                return Ok(());
+            }
+            committed => committed?,
+        };
+        if committed == Committed::WithoutCheckpoint {
+            futures_executor::block_on(self.context.store.write(&checkpoint)).map_err(ScorerError::from)?;
+        }
+        for written in &checkpoint.partitions {
+            self.states_written.increment(written.states.len() as u64);
+            if let Some(states) = self.partitions.get_mut(&written.partition) {
+                states.written(written);
+            }
+        }
+        self.published = self.complete_to();
+        self.checkpointed = Instant::now();
+        let bytes: usize = self.partitions.values().map(|states| states.table.bytes()).sum();
+        self.state_bytes.set(bytes as f64);
+        if self.published > EventTime::MIN {
+            self.event_time.set(self.published.as_millis() as f64 / 1000.0);
+        }
+        Ok(())
+    }
+
+    /// The oldest event time that a scorer may yet join at: where the slowest partition of the
+    /// transactions stands, or this view itself where all of them are scored to their end.
+    fn needed_from(&self) -> Result<EventTime> {
+        let mut from = self.complete_to();
+        let Some(cards) = self.context.features.view_of(Entity::CardId) else { return Ok(from) };
+        let topic = self.context.log.topic(topics::TRANSACTIONS)?;
+        for (number, offsets) in topic.offsets.iter().enumerate() {
+            let partition = TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition: number as u32 };
+            if self.context.log.committed(scorer::GROUP, &partition)?.unwrap_or(0) >= offsets.end {
+                continue;
+            }
+            let watermark =
+                futures_executor::block_on(self.context.store.watermark(cards.name(), partition.partition))?;
+            from = from.min(watermark.map_or(EventTime::MIN, |watermark| watermark.event_time));
+        }
+        Ok(from)
+    }
+
+    fn rebalance(&mut self, assigned: Vec<TopicPartition>, revoked: &[TopicPartition]) -> Result<()> {
+        if !revoked.is_empty() && self.partitions.values().any(PartitionStates::is_ahead_of_store) {
+            // What changed since the last commit may belong to another now: begin anew from there.
+            self.partitions.clear();
+            self.consumer = join(&self.context)?;
+            return Ok(());
+        }
+        for partition in revoked {
+            self.partitions.remove(&partition.partition);
+        }
+        let sources = self.context.log.topic(topics::TRANSACTIONS)?.spec.partitions;
+        for partition in assigned {
+            let number = partition.partition;
+            let stream = EntityStream { sources: vec![EventTime::MIN; sources as usize] };
+            let (log, store) = (&*self.context.log, &*self.context.store);
+            let budget = self.options.state_bytes_max;
+            let states = PartitionStates::recover(log, store, GROUP, &self.view, partition, stream, budget)?;
+            self.partitions.insert(number, states);
+        }
+        Ok(())
+    }
+}
+
+fn join(context: &Context) -> Result<Box<dyn Consumer>> {
+    Ok(context.log.join(GROUP, &[topics::TERMINAL_EVENTS])?)
+}
+
+/// A partition of the re-keyed stream.
+struct EntityStream {
+    /// For each partition of the transactions, the event time that it is re-keyed up to.
+    sources: Vec<EventTime>,
+}
+
+impl Stream for EntityStream {
+    type Event = EntityEvent;
+
+    fn read(&mut self, record: &Record) -> Option<EntityEvent> {
+        match EntityEvent::decode(&record.value) {
+            Ok(EntityEvent::Progress { sources }) => {
+                for (partition, time) in sources {
+                    if let Some(reached) = self.sources.get_mut(partition as usize) {
+                        *reached = (*reached).max(time);
+                    }
+                }
+                None
+            }
+            Ok(event) => Some(event),
+            Err(error) => {
+                // Only the first stage writes this stream.
+                tracing::error!(partition = record.partition, offset = record.offset, %error, "a record of terminal-events is skipped");
+                None
+            }
+        }
+    }
+
+    fn key(event: &EntityEvent) -> &Id {
+        const NONE: &Id = &Id::const_new("");
+        match event {
+            EntityEvent::Transaction { entity, .. } | EntityEvent::Label { entity, .. } => entity,
+            EntityEvent::Progress { .. } => NONE,
+        }
+    }
+
+    fn apply(event: &EntityEvent, state: &mut WindowState) {
+        match event {
+            EntityEvent::Transaction { time, amount, .. } => {
+                state.insert(*time, *amount);
+            }
+            EntityEvent::Label { transaction_id, transaction_time, label_time, fraud, .. } => {
+                state.insert_label(transaction_id, *transaction_time, *label_time, *fraud);
+            }
+            EntityEvent::Progress { .. } => {}
+        }
+    }
+
+    fn complete_to(&self) -> EventTime {
+        self.sources.iter().copied().min().unwrap_or(EventTime::MIN)
+    }
+
+    fn save(&self, out: &mut Vec<u8>) {
+        write_unsigned(out, self.sources.len() as u64);
+        for time in &self.sources {
+            write_signed(out, time.as_millis());
+        }
+    }
+
+    fn restore(&mut self, bytes: &[u8]) -> std::result::Result<(), CodecError> {
+        let mut reader = Reader::new(bytes);
+        if reader.count(1)? != self.sources.len() {
+            return Err(CodecError::Invalid("the number of source partitions"));
+        }
+        for time in &mut self.sources {
+            *time = EventTime::from_millis(reader.signed()?);
+        }
+        reader.finish()
+    }
+}

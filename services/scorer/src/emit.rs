@@ -1,0 +1,156 @@
+//! Emit: scores, alerts and dead letters, with the consumed offsets, in one commit.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use feature_store::Checkpoint;
+use schemas::{Alert, FeatureLayout, Id, Score, SourcePosition, headers, topics};
+
+use crate::Result;
+use crate::ingest::{DeadLetter, Event};
+use crate::log::{Commit, Committed, Consumer, Header, Outbox, TopicPartition};
+use crate::score::Scored;
+
+/// What a score is written with.
+#[derive(Clone, Debug)]
+pub struct EmitOptions {
+    /// `name@version` of the model.
+    pub model: Id,
+    pub threshold: f32,
+    pub layout: FeatureLayout,
+    /// Whether scores carry the vector they were made from.
+    pub log_features: bool,
+}
+
+/// A batch after its commit.
+#[derive(Debug)]
+pub struct Emitted {
+    pub scores: u64,
+    pub alerts: u64,
+    pub dead_letters: Vec<DeadLetter>,
+    /// When the record of each event was appended, in microseconds since the Unix epoch.
+    pub appended_us: Vec<i64>,
+    pub next: Vec<(u32, u64)>,
+    pub committed: Committed,
+}
+
+/// Writes a batch's outputs and commits it. `outbox` is an empty buffer, and is again afterwards.
+pub fn emit(
+    options: &EmitOptions,
+    consumer: &mut dyn Consumer,
+    outbox: &mut Outbox,
+    batch: Scored,
+    checkpoint: Option<&Checkpoint>,
+    now_us: i64,
+) -> Result<Emitted> {
+    let transactions = Id::const_new(topics::TRANSACTIONS);
+    let mut alerts = 0;
+    let mut rows = batch.rows.chunks_exact(options.layout.width().max(1));
+    for (event, &score) in batch.events.iter().zip(&batch.scores) {
+        let row = rows.next().unwrap_or_default();
+        let source = SourcePosition { topic: transactions.clone(), partition: event.partition, offset: event.offset };
+        let alert = score >= options.threshold;
+        if alert {
+            alerts += 1;
+            write_alert(options, outbox, event, score, source.clone(), row, now_us);
+        }
+        let transaction = &event.transaction;
+        let score = Score {
+            transaction_id: transaction.transaction_id.clone(),
+            card_id: transaction.card_id.clone(),
+            event_time: transaction.event_time,
+            score,
+            alert,
+            model: options.model.clone(),
+            source,
+            features: options.log_features.then(|| row.iter().map(|&value| present(value)).collect()),
+        };
+        outbox.push(topics::SCORES, transaction.card_id.as_bytes(), now_us, |out| {
+            serde_json::to_writer(out, &score).expect("a score holds nothing that JSON can't");
+        });
+    }
+    for dead_letter in &batch.dead_letters {
+        write_dead_letter(outbox, topics::TRANSACTIONS, dead_letter, "scorer", "ingest");
+    }
+    let offsets: Vec<(TopicPartition, u64)> = batch
+        .next
+        .iter()
+        .map(|&(partition, next)| (TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition }, next))
+        .collect();
+    let committed = consumer.commit(&Commit { outputs: outbox, offsets: &offsets, checkpoint });
+    outbox.clear();
+    Ok(Emitted {
+        scores: batch.events.len() as u64,
+        alerts,
+        dead_letters: batch.dead_letters,
+        appended_us: batch.events.iter().map(|event| event.timestamp_us).collect(),
+        next: batch.next,
+        committed: committed?,
+    })
+}
+
+/// A value as JSON has it: missing is `null`.
+fn present(value: f32) -> Option<f32> {
+    (!value.is_nan()).then_some(value)
+}
+
+fn write_alert(
+    options: &EmitOptions,
+    outbox: &mut Outbox,
+    event: &Event,
+    score: f32,
+    source: SourcePosition,
+    row: &[f32],
+    now_us: i64,
+) {
+    let names = options.layout.features().iter().map(|feature| feature.name.clone());
+    let features: BTreeMap<String, Option<f32>> = names.zip(row.iter().map(|&value| present(value))).collect();
+    let transaction = &event.transaction;
+    let alert = Alert {
+        transaction_id: transaction.transaction_id.clone(),
+        card_id: transaction.card_id.clone(),
+        terminal_id: transaction.terminal_id.clone(),
+        event_time: transaction.event_time,
+        amount: transaction.amount,
+        score,
+        threshold: options.threshold,
+        model: options.model.clone(),
+        source,
+        features,
+    };
+    outbox.push(topics::ALERTS, transaction.card_id.as_bytes(), now_us, |out| {
+        serde_json::to_writer(out, &alert).expect("an alert holds nothing that JSON can't");
+    });
+}
+
+/// Writes a record that `service` could not process to the dead letters: its key, value, headers
+/// and timestamp as they were, and Kafka Connect's headers, which say where it stood and why. A
+/// header already there is not overwritten.
+pub fn write_dead_letter(
+    outbox: &mut Outbox,
+    topic: &str,
+    dead_letter: &DeadLetter,
+    service: &str,
+    stage: &str,
+) {
+    let DeadLetter { record, rejection } = dead_letter;
+    let mut all: Vec<Header> = record.headers.clone();
+    for (name, value) in [
+        (headers::TOPIC, topic.to_owned()),
+        (headers::PARTITION, record.partition.to_string()),
+        (headers::OFFSET, record.offset.to_string()),
+        (headers::CONNECTOR_NAME, service.to_owned()),
+        (headers::TASK_ID, record.partition.to_string()),
+        (headers::STAGE, stage.to_owned()),
+        (headers::CLASS_NAME, format!("fraudline.{service}")),
+        (headers::EXCEPTION_CLASS_NAME, rejection.reason.as_str().to_owned()),
+        (headers::EXCEPTION_MESSAGE, rejection.message.clone()),
+    ] {
+        if !all.iter().any(|(known, _)| known == name) {
+            all.push((name.to_owned(), Bytes::from(value)));
+        }
+    }
+    outbox.push_with(topics::DEAD_LETTERS, None, &record.key, record.timestamp_us, all, |out| {
+        out.extend_from_slice(&record.value);
+    });
+}

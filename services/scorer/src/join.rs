@@ -1,0 +1,108 @@
+//! Join: each event with the windows of its card, kept here, and the view of its terminal.
+
+use std::collections::BTreeMap;
+
+use feature_store::{Entity, FeatureSet, OnlineStore, ViewRead, ViewReader, Wanted};
+use schemas::{EventTime, Id};
+
+use crate::Result;
+use crate::ingest::{DeadLetter, Event, Ingested, PartitionIngest};
+use crate::states::PartitionStates;
+
+/// The card windows of the partitions owned, by partition.
+pub type OwnedPartitions = BTreeMap<u32, PartitionStates<PartitionIngest>>;
+
+/// A batch after the join.
+#[derive(Debug)]
+pub struct Joined {
+    pub events: Vec<Event>,
+    /// One row of [`FeatureSet::width`] values for each event; `NaN` is a missing one.
+    pub values: Vec<f64>,
+    pub dead_letters: Vec<DeadLetter>,
+    pub next: Vec<(u32, u64)>,
+}
+
+/// What a join came to.
+#[derive(Debug)]
+pub enum Join {
+    Done(Joined),
+    /// A view has yet to reach the event time that the batch needs; nothing was changed, and the
+    /// same batch is to be joined again.
+    ViewBehind { batch: Ingested, reached: EventTime, wanted: EventTime },
+}
+
+/// Joins a batch: states are brought into memory first, in one read each; then every event, in
+/// offset order, goes into its card's windows and reads its features off them.
+///
+/// `force`: take the views as they are.
+pub fn join(
+    features: &FeatureSet,
+    store: &dyn OnlineStore,
+    partitions: &mut OwnedPartitions,
+    terminals: Option<&mut ViewReader>,
+    batch: Ingested,
+    force: bool,
+) -> Result<Join> {
+    let terminal_view = features.view_of(Entity::TerminalId);
+    let mut terminal_states = Vec::new();
+    if let (Some(view), Some(reader)) = (terminal_view, terminals) {
+        let wanted: Vec<Wanted<'_>> = batch
+            .events
+            .iter()
+            .map(|event| Wanted {
+                key: &event.transaction.terminal_id,
+                complete_to: event.transaction.event_time - view.staleness(),
+            })
+            .collect();
+        match futures_executor::block_on(reader.read(&wanted, force))? {
+            ViewRead::Ready(states) => terminal_states = states,
+            ViewRead::Behind { reached, wanted, .. } => return Ok(Join::ViewBehind { batch, reached, wanted }),
+        }
+    }
+
+    let card_view = features.view_of(Entity::CardId);
+    if card_view.is_some() {
+        for (partition, states) in partitions.iter_mut() {
+            let events = batch.events.iter().filter(|event| event.partition == *partition);
+            states.load(store, events.map(|event| &event.transaction.card_id))?;
+        }
+    }
+
+    let width = features.width();
+    let mut values = vec![f64::NAN; batch.events.len() * width];
+    for (index, event) in batch.events.iter().enumerate() {
+        let row = &mut values[index * width..(index + 1) * width];
+        let transaction = &event.transaction;
+        features.request(transaction, row);
+        if let Some(view) = terminal_view {
+            view.evaluate(terminal_states[index].state.as_ref(), transaction.event_time, None, row);
+        }
+        if let Some(view) = card_view {
+            let states = partitions.get_mut(&event.partition).expect("a batch has records of owned partitions only");
+            apply(&mut states.table, &transaction.card_id, event, |state, position| {
+                view.evaluate(Some(state), transaction.event_time, Some(position), row);
+            });
+        }
+    }
+    for (partition, next) in &batch.next {
+        partitions.get_mut(partition).expect("a batch has records of owned partitions only").advance(*next);
+    }
+    Ok(Join::Done(Joined { events: batch.events, values, dead_letters: batch.dead_letters, next: batch.next }))
+}
+
+/// Inserts the event into its card's windows and reads them.
+#[inline]
+fn apply(
+    table: &mut feature_store::EntityTable,
+    card: &Id,
+    event: &Event,
+    read: impl FnOnce(&feature_store::WindowState, usize),
+) {
+    let applied = table.update(card, event.offset, |state| {
+        let position = state.insert(event.transaction.event_time, event.transaction.amount);
+        read(state, position);
+    });
+    // Recovery ends at the committed offset and every stamp lies below it (I3), so no state can
+    // include an event that is yet to be scored.
+    assert!(applied.is_some(), "I3: the state of a card includes an event that was not committed");
+}

@@ -1,0 +1,112 @@
+//! The scorer's metrics: all names in one place, handles bound once.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use schemas::DeadLetterReason;
+
+pub const EVENTS: &str = "fraudline_events_total";
+pub const SCORES: &str = "fraudline_scores_total";
+pub const ALERTS: &str = "fraudline_alerts_total";
+pub const DEAD_LETTERS: &str = "fraudline_dead_letters_total";
+pub const STAGE_SECONDS: &str = "fraudline_stage_duration_seconds";
+pub const LATENCY_SECONDS: &str = "fraudline_event_to_commit_seconds";
+pub const BATCH_EVENTS: &str = "fraudline_batch_events";
+pub const CHECKPOINTED_STATES: &str = "fraudline_checkpointed_states_total";
+pub const STATE_BYTES: &str = "fraudline_state_bytes";
+pub const STATES: &str = "fraudline_states";
+pub const VIEW_LOOKUPS: &str = "fraudline_view_lookups_total";
+pub const VIEW_HITS: &str = "fraudline_view_cache_hits_total";
+pub const VIEW_CACHE_BYTES: &str = "fraudline_view_cache_bytes";
+pub const VIEW_WAIT_SECONDS: &str = "fraudline_view_wait_seconds_total";
+pub const STALE_JOINS: &str = "fraudline_stale_joins_total";
+pub const COMMITTED_OFFSET: &str = "fraudline_committed_offset";
+pub const STORED_OFFSET: &str = "fraudline_stored_offset";
+pub const LAG: &str = "fraudline_lag_records";
+pub const REBALANCES: &str = "fraudline_rebalances_total";
+pub const INVARIANT_VIOLATIONS: &str = "fraudline_invariant_violations_total";
+
+/// Handles of one worker.
+#[derive(Clone)]
+pub(crate) struct WorkerMetrics {
+    pub(crate) events: Counter,
+    pub(crate) scores: Counter,
+    pub(crate) alerts: Counter,
+    dead_letters: [Counter; DeadLetterReason::ALL.len()],
+    pub(crate) ingest: Histogram,
+    pub(crate) join: Histogram,
+    pub(crate) assemble: Histogram,
+    pub(crate) score: Histogram,
+    pub(crate) emit: Histogram,
+    pub(crate) latency: Histogram,
+    pub(crate) batch: Histogram,
+    pub(crate) checkpointed: Counter,
+    pub(crate) state_bytes: Gauge,
+    pub(crate) states: Gauge,
+    pub(crate) view_lookups: Counter,
+    pub(crate) view_hits: Counter,
+    pub(crate) view_cache_bytes: Gauge,
+    pub(crate) view_wait: Gauge,
+    pub(crate) stale_joins: Counter,
+    pub(crate) rebalances: Counter,
+    pub(crate) violations: [Counter; 2],
+}
+
+impl WorkerMetrics {
+    /// `worker` tells the workers of a process apart.
+    pub(crate) fn bind(worker: usize) -> WorkerMetrics {
+        let worker = worker.to_string();
+        let stage = |name: &'static str| histogram!(STAGE_SECONDS, "stage" => name);
+        WorkerMetrics {
+            events: counter!(EVENTS),
+            scores: counter!(SCORES),
+            alerts: counter!(ALERTS),
+            dead_letters: DeadLetterReason::ALL.map(|reason| counter!(DEAD_LETTERS, "reason" => reason.as_str())),
+            ingest: stage("ingest"),
+            join: stage("join"),
+            assemble: stage("assemble"),
+            score: stage("score"),
+            emit: stage("emit"),
+            latency: histogram!(LATENCY_SECONDS),
+            batch: histogram!(BATCH_EVENTS),
+            checkpointed: counter!(CHECKPOINTED_STATES),
+            state_bytes: gauge!(STATE_BYTES, "worker" => worker.clone()),
+            states: gauge!(STATES, "worker" => worker.clone()),
+            view_lookups: counter!(VIEW_LOOKUPS),
+            view_hits: counter!(VIEW_HITS),
+            view_cache_bytes: gauge!(VIEW_CACHE_BYTES, "worker" => worker.clone()),
+            view_wait: gauge!(VIEW_WAIT_SECONDS, "worker" => worker),
+            stale_joins: counter!(STALE_JOINS),
+            rebalances: counter!(REBALANCES),
+            violations: ["I2", "I3"].map(|name| counter!(INVARIANT_VIOLATIONS, "invariant" => name)),
+        }
+    }
+
+    pub(crate) fn dead_letter(&self, reason: DeadLetterReason) {
+        if let Some(index) = DeadLetterReason::ALL.iter().position(|known| *known == reason) {
+            self.dead_letters[index].increment(1);
+        }
+    }
+}
+
+/// Handles of one partition of a consumer group.
+#[derive(Clone)]
+pub(crate) struct PartitionMetrics {
+    pub(crate) committed: Gauge,
+    pub(crate) stored: Gauge,
+    pub(crate) lag: Gauge,
+}
+
+impl PartitionMetrics {
+    pub(crate) fn bind(group: &str, partition: u32) -> PartitionMetrics {
+        let handle = |name: &'static str| {
+            gauge!(name, "group" => group.to_owned(), "partition" => partition.to_string())
+        };
+        PartitionMetrics { committed: handle(COMMITTED_OFFSET), stored: handle(STORED_OFFSET), lag: handle(LAG) }
+    }
+}
+
+/// Seconds, as Prometheus has them.
+pub(crate) fn seconds(duration: Duration) -> f64 {
+    duration.as_secs_f64()
+}

@@ -1,0 +1,40 @@
+//! Score: vectors to the model thread, probabilities back.
+
+use models::{ModelThread, Pending};
+
+use crate::Result;
+use crate::assemble::Assembled;
+use crate::ingest::{DeadLetter, Event};
+
+/// A batch on its way through the model.
+#[derive(Debug)]
+pub struct Scoring {
+    batch: Assembled,
+    pending: Option<Pending>,
+}
+
+/// A batch after scoring.
+#[derive(Debug)]
+pub struct Scored {
+    pub events: Vec<Event>,
+    pub rows: Vec<f32>,
+    /// Calibrated probability of fraud, one an event.
+    pub scores: Vec<f32>,
+    pub dead_letters: Vec<DeadLetter>,
+    pub next: Vec<(u32, u64)>,
+}
+
+/// Hands the batch's vectors to the model; blocks while its queue is full.
+pub fn submit(model: &ModelThread, batch: Assembled) -> Result<Scoring> {
+    let pending = if batch.events.is_empty() { None } else { Some(model.submit(batch.rows.clone())?) };
+    Ok(Scoring { batch, pending })
+}
+
+impl Scoring {
+    /// Waits for the scores.
+    pub fn wait(self) -> Result<Scored> {
+        let scores = self.pending.map(Pending::wait).transpose()?.unwrap_or_default();
+        let Assembled { events, rows, dead_letters, next } = self.batch;
+        Ok(Scored { events, rows, scores, dead_letters, next })
+    }
+}

@@ -1,0 +1,443 @@
+//! The wiring: one worker drives its partitions through the five hops.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use feature_store::{Checkpoint, Entity, FeatureSet, OnlineStore, ViewReader};
+use futures_executor::block_on;
+use models::ModelThread;
+use parking_lot::Mutex;
+use schemas::{Id, topics};
+
+use crate::emit::{EmitOptions, Emitted, emit};
+use crate::ingest::{DeadLetter, Ingested, PartitionIngest, TimeRules};
+use crate::join::{Join, OwnedPartitions, join};
+use crate::log::{Committed, Consumer, Log, LogError, Outbox, Polled, Record, TopicPartition};
+use crate::metrics::{PartitionMetrics, WorkerMetrics, seconds};
+use crate::score::{Scoring, submit};
+use crate::states::PartitionStates;
+use crate::{Clock, GROUP, Result, ScorerError, assemble};
+
+/// Limits of a worker. Every one of them bounds memory or waiting.
+#[derive(Clone, Debug)]
+pub struct WorkerOptions {
+    /// Events taken through the hops at a time, at most. Nothing waits for a batch to fill.
+    pub batch_events_max: usize,
+    /// Batches between poll and commit at most: while the model scores one, the next is joined.
+    /// When as many are under way, the worker polls no more, and the log keeps what comes.
+    pub batches_in_flight_max: usize,
+    /// How often changed states are written to the online store. What a crash costs is a re-read
+    /// of this much of the log, into states alone.
+    pub checkpoint_interval: Duration,
+    /// Memory for card states. Beyond it those written and longest unused are dropped.
+    pub state_bytes_max: usize,
+    /// Memory for the cache of terminal states.
+    pub view_cache_bytes: u64,
+    /// How long a join may wait for a view that lags. After it the view is taken as it is, and
+    /// the event counted as a violation of I2.
+    pub view_wait_max: Duration,
+    /// How far ahead of its record an event may be.
+    pub future_skew: Duration,
+    /// Whether scores carry the vector they were made from.
+    pub log_features: bool,
+}
+
+impl Default for WorkerOptions {
+    fn default() -> WorkerOptions {
+        WorkerOptions {
+            batch_events_max: 1024,
+            batches_in_flight_max: 2,
+            checkpoint_interval: Duration::from_secs(1),
+            state_bytes_max: 256 << 20,
+            view_cache_bytes: 64 << 20,
+            view_wait_max: Duration::from_secs(60),
+            future_skew: Duration::from_secs(300),
+            log_features: false,
+        }
+    }
+}
+
+/// What a worker runs on.
+#[derive(Clone)]
+pub struct Context {
+    pub log: Arc<dyn Log>,
+    pub store: Arc<dyn OnlineStore>,
+    pub features: Arc<FeatureSet>,
+    pub model: ModelThread,
+    pub clock: Clock,
+    pub stats: Arc<Stats>,
+}
+
+/// What the workers of a process have done so far.
+#[derive(Debug)]
+pub struct Stats {
+    pub scores: AtomicU64,
+    pub alerts: AtomicU64,
+    pub dead_letters: AtomicU64,
+    /// From the append of an event's record to the commit of its score, in microseconds.
+    pub latency_us: Mutex<hdrhistogram::Histogram<u64>>,
+    /// Set once a worker has its first partitions.
+    pub assigned: AtomicBool,
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        // One microsecond to an hour, three digits.
+        let latency_us = hdrhistogram::Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("the bounds are valid");
+        Stats {
+            scores: AtomicU64::new(0),
+            alerts: AtomicU64::new(0),
+            dead_letters: AtomicU64::new(0),
+            latency_us: Mutex::new(latency_us),
+            assigned: AtomicBool::new(false),
+        }
+    }
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Progressed,
+    /// There was nothing to do.
+    Idle,
+    /// A view has yet to catch up with the next batch.
+    WaitingForView,
+}
+
+/// Owns partitions of the transactions, and takes their records from poll to commit.
+pub struct Worker {
+    context: Context,
+    options: WorkerOptions,
+    emit_options: EmitOptions,
+    consumer: Box<dyn Consumer>,
+    partitions: OwnedPartitions,
+    partition_metrics: BTreeMap<u32, PartitionMetrics>,
+    terminals: Option<ViewReader>,
+    /// A batch whose view lags, and since when.
+    waiting: Option<(Ingested, Instant)>,
+    in_flight: VecDeque<Scoring>,
+    outbox: Outbox,
+    checkpointed: Instant,
+    metrics: WorkerMetrics,
+}
+
+impl Worker {
+    /// Joins the group. Refuses a model that was trained on another layout than the definitions
+    /// give (I4).
+    pub fn start(context: Context, options: WorkerOptions, index: usize) -> Result<Worker> {
+        context.model.layout().accept(context.features.layout())?;
+        let terminals = match context.features.view_of(Entity::TerminalId) {
+            Some(view) => {
+                let partitions = context.log.topic(topics::TERMINAL_EVENTS)?.spec.partitions;
+                Some(ViewReader::new(view, Arc::clone(&context.store), partitions, options.view_cache_bytes))
+            }
+            None => None,
+        };
+        let emit_options = EmitOptions {
+            model: Id::from(context.model.version()),
+            threshold: context.model.threshold(),
+            layout: context.features.layout().clone(),
+            log_features: options.log_features,
+        };
+        Ok(Worker {
+            consumer: context.log.join(GROUP, &[topics::TRANSACTIONS])?,
+            context,
+            options,
+            emit_options,
+            partitions: BTreeMap::new(),
+            partition_metrics: BTreeMap::new(),
+            terminals,
+            waiting: None,
+            in_flight: VecDeque::new(),
+            outbox: Outbox::default(),
+            checkpointed: Instant::now(),
+            metrics: WorkerMetrics::bind(index),
+        })
+    }
+
+    /// Steps until `stop` is set, then drains: what was polled is committed and the states are
+    /// checkpointed.
+    pub fn run(mut self, stop: &AtomicBool) -> Result<()> {
+        while !stop.load(Relaxed) {
+            if self.step(Duration::from_millis(20))? == Step::WaitingForView {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+        }
+        self.drain()
+    }
+
+    /// One step, never longer than `timeout` without something to do: the next batch on its way to
+    /// the model, or, where no more may be under way, the oldest one to its commit.
+    ///
+    /// poll → ingest → join → assemble → submit …… score → emit
+    pub fn step(&mut self, timeout: Duration) -> Result<Step> {
+        // A checkpoint holds the states as of a commit, so the hops are emptied first. A batch that
+        // waits for its view has been ingested, so it goes through before.
+        let due = self.checkpointed.elapsed() >= self.options.checkpoint_interval
+            && self.waiting.is_none()
+            && self.is_ahead_of_store();
+        if self.in_flight.len() < self.options.batches_in_flight_max && !due {
+            let timeout = if self.in_flight.is_empty() { timeout } else { Duration::ZERO };
+            let (batch, since) = match self.waiting.take() {
+                Some(waiting) => waiting,
+                None => (self.poll(timeout)?, Instant::now()),
+            };
+            if !batch.next.is_empty() {
+                let step = self.advance(batch, since)?;
+                if step == Step::Progressed || self.in_flight.is_empty() {
+                    return Ok(step);
+                }
+            }
+        }
+        match self.in_flight.pop_front() {
+            Some(scoring) => self.finish(scoring, due)?,
+            None if due => self.checkpoint()?,
+            None => return Ok(Step::Idle),
+        }
+        Ok(Step::Progressed)
+    }
+
+    /// Commits what is under way and checkpoints the states.
+    pub fn drain(&mut self) -> Result<()> {
+        while let Some(scoring) = self.in_flight.pop_front() {
+            self.finish(scoring, false)?;
+        }
+        let was_waiting = self.waiting.take().is_some();
+        if self.is_ahead_of_store() && !was_waiting { self.checkpoint() } else { Ok(()) }
+    }
+
+    fn is_ahead_of_store(&self) -> bool {
+        self.partitions.values().any(PartitionStates::is_ahead_of_store)
+    }
+
+    fn poll(&mut self, timeout: Duration) -> Result<Ingested> {
+        match self.consumer.poll(topics::TRANSACTIONS, self.options.batch_events_max, timeout)? {
+            Polled::Records(records) => Ok(self.ingest(records)),
+            Polled::Rebalanced { assigned, revoked } => {
+                self.rebalance(assigned, &revoked)?;
+                Ok(Ingested::default())
+            }
+        }
+    }
+
+    fn ingest(&mut self, records: Vec<Record>) -> Ingested {
+        let started = Instant::now();
+        let mut batch = Ingested::default();
+        batch.events.reserve(records.len());
+        for record in records {
+            batch.advance(&record);
+            let states = self.partitions.get_mut(&record.partition).expect("records come from assigned partitions");
+            match states.stream.check(&record) {
+                Ok(transaction) => batch.events.push(crate::ingest::Event {
+                    transaction,
+                    partition: record.partition,
+                    offset: record.offset,
+                    timestamp_us: record.timestamp_us,
+                }),
+                Err(rejection) => batch.dead_letters.push(DeadLetter { record, rejection }),
+            }
+        }
+        if !batch.next.is_empty() {
+            self.metrics.ingest.record(seconds(started.elapsed()));
+        }
+        batch
+    }
+
+    /// join → assemble → submit
+    fn advance(&mut self, batch: Ingested, since: Instant) -> Result<Step> {
+        let started = Instant::now();
+        let force = since.elapsed() > self.options.view_wait_max;
+        let events = batch.events.len() as u64;
+        for states in self.partitions.values_mut() {
+            let share = self.options.state_bytes_max / self.partition_metrics.len().max(1);
+            states.table.begin_batch(share);
+        }
+        let features = &self.context.features;
+        let joined =
+            join(features, &*self.context.store, &mut self.partitions, self.terminals.as_mut(), batch, force)?;
+        let joined = match joined {
+            Join::Done(joined) => joined,
+            Join::ViewBehind { batch, .. } => {
+                self.waiting = Some((batch, since));
+                return Ok(Step::WaitingForView);
+            }
+        };
+        if force {
+            tracing::warn!(waited_s = since.elapsed().as_secs(), "the terminal view lags; events are scored with what it has");
+            self.metrics.stale_joins.increment(events);
+            self.metrics.violations[0].increment(events);
+        }
+        self.metrics.view_wait.increment(seconds(started - since));
+        self.metrics.join.record(seconds(started.elapsed()));
+
+        let started = Instant::now();
+        let assembled = assemble::assemble(&self.context.features, joined);
+        self.metrics.assemble.record(seconds(started.elapsed()));
+
+        self.in_flight.push_back(submit(&self.context.model, assembled)?);
+        Ok(Step::Progressed)
+    }
+
+    /// score → emit
+    fn finish(&mut self, scoring: Scoring, checkpoint_due: bool) -> Result<()> {
+        let started = Instant::now();
+        let scored = scoring.wait()?;
+        self.metrics.score.record(seconds(started.elapsed()));
+
+        let started = Instant::now();
+        let due = checkpoint_due && self.in_flight.is_empty() && self.waiting.is_none();
+        let checkpoint = due.then(|| self.take_checkpoint());
+        let now_us = (self.context.clock)();
+        let emitted =
+            emit(&self.emit_options, &mut *self.consumer, &mut self.outbox, scored, checkpoint.as_ref(), now_us);
+        let emitted = match emitted {
+            Err(ScorerError::Log(LogError::Fenced(partition))) => return self.rejoin(&partition),
+            emitted => emitted?,
+        };
+        if let Some(checkpoint) = checkpoint {
+            self.store(&checkpoint, emitted.committed)?;
+        }
+        self.metrics.emit.record(seconds(started.elapsed()));
+        self.account(&emitted);
+        Ok(())
+    }
+
+    /// A commit of nothing but the states.
+    fn checkpoint(&mut self) -> Result<()> {
+        let checkpoint = self.take_checkpoint();
+        let commit = crate::log::Commit { outputs: &self.outbox, offsets: &[], checkpoint: Some(&checkpoint) };
+        match self.consumer.commit(&commit) {
+            Err(LogError::Fenced(partition)) => self.rejoin(&partition),
+            committed => self.store(&checkpoint, committed?),
+        }
+    }
+
+    /// The states that changed since the last checkpoint, as of the last batch joined; that one
+    /// is about to be committed, and no other is under way.
+    fn take_checkpoint(&mut self) -> Checkpoint {
+        let keep = self.context.features.view_of(Entity::CardId).map_or(Duration::ZERO, |view| view.keep());
+        let partitions = self.partitions.values_mut().filter(|states| states.is_ahead_of_store());
+        let through = |state: &feature_store::WindowState| {
+            state.newest().map_or(schemas::EventTime::MIN, |newest| newest - keep)
+        };
+        Checkpoint { partitions: partitions.map(|states| states.checkpoint(through)).collect() }
+    }
+
+    fn store(&mut self, checkpoint: &Checkpoint, committed: Committed) -> Result<()> {
+        if committed == Committed::WithoutCheckpoint {
+            block_on(self.context.store.write(checkpoint))?;
+        }
+        for written in &checkpoint.partitions {
+            self.metrics.checkpointed.increment(written.states.len() as u64);
+            if let Some(states) = self.partitions.get_mut(&written.partition) {
+                states.written(written);
+            }
+        }
+        self.checkpointed = Instant::now();
+        self.observe()
+    }
+
+    /// Gauges that change slowly: once a checkpoint.
+    fn observe(&mut self) -> Result<()> {
+        let (mut bytes, mut count) = (0, 0);
+        let topic = self.context.log.topic(topics::TRANSACTIONS)?;
+        for (partition, states) in &self.partitions {
+            bytes += states.table.bytes();
+            count += states.table.len();
+            let metrics = &self.partition_metrics[partition];
+            metrics.stored.set(states.stored() as f64);
+            metrics.committed.set(states.next() as f64);
+            metrics.lag.set(topic.offsets[*partition as usize].end.saturating_sub(states.next()) as f64);
+        }
+        self.metrics.state_bytes.set(bytes as f64);
+        self.metrics.states.set(count as f64);
+        if let Some(terminals) = &mut self.terminals {
+            let (lookups, hits) = terminals.take_counts();
+            self.metrics.view_lookups.increment(lookups);
+            self.metrics.view_hits.increment(hits);
+            self.metrics.view_cache_bytes.set(terminals.cache_bytes() as f64);
+        }
+        Ok(())
+    }
+
+    fn account(&mut self, emitted: &Emitted) {
+        let now_us = (self.context.clock)();
+        let stats = &self.context.stats;
+        stats.scores.fetch_add(emitted.scores, Relaxed);
+        stats.alerts.fetch_add(emitted.alerts, Relaxed);
+        stats.dead_letters.fetch_add(emitted.dead_letters.len() as u64, Relaxed);
+        let mut latency_us = stats.latency_us.lock();
+        for appended_us in &emitted.appended_us {
+            latency_us.saturating_record(u64::try_from(now_us - appended_us).unwrap_or(0).max(1));
+        }
+        drop(latency_us);
+        if let Some(&oldest) = emitted.appended_us.first() {
+            self.metrics.latency.record((now_us - oldest).max(0) as f64 / 1e6);
+        }
+        for dead_letter in &emitted.dead_letters {
+            self.metrics.dead_letter(dead_letter.rejection.reason);
+        }
+        self.metrics.events.increment(emitted.scores + emitted.dead_letters.len() as u64);
+        self.metrics.batch.record(emitted.scores as f64);
+        self.metrics.scores.increment(emitted.scores);
+        self.metrics.alerts.increment(emitted.alerts);
+    }
+
+    /// Another worker owns one of the partitions now: what is in memory may be ahead of what was
+    /// committed, so all of it goes, and the worker begins anew as a new member of the group.
+    fn rejoin(&mut self, fenced: &TopicPartition) -> Result<()> {
+        tracing::info!(%fenced, "fenced; joining the group anew");
+        self.in_flight.clear();
+        self.waiting = None;
+        self.partitions.clear();
+        self.partition_metrics.clear();
+        self.outbox.clear();
+        self.consumer = self.context.log.join(GROUP, &[topics::TRANSACTIONS])?;
+        Ok(())
+    }
+
+    fn rebalance(&mut self, assigned: Vec<TopicPartition>, revoked: &[TopicPartition]) -> Result<()> {
+        self.metrics.rebalances.increment(1);
+        // What is under way is committed while it may be. If a revoked partition is in it, the
+        // commit is fenced and everything is begun anew, the new assignment included.
+        while let Some(scoring) = self.in_flight.pop_front() {
+            let before = self.partitions.len();
+            self.finish(scoring, false)?;
+            if before > 0 && self.partitions.is_empty() {
+                return Ok(());
+            }
+        }
+        for partition in revoked {
+            self.partitions.remove(&partition.partition);
+            self.partition_metrics.remove(&partition.partition);
+        }
+        let rules = TimeRules {
+            allowed_lateness: self.context.features.allowed_lateness(),
+            future_skew: self.options.future_skew,
+        };
+        let view = self.context.features.view_of(Entity::CardId).map_or(Id::const_new("card"), |view| view.name().clone());
+        for partition in assigned {
+            let number = partition.partition;
+            let states = PartitionStates::recover(
+                &*self.context.log,
+                &*self.context.store,
+                GROUP,
+                &view,
+                partition,
+                PartitionIngest::new(rules),
+                self.options.state_bytes_max,
+            )
+            .inspect_err(|error| {
+                if matches!(error, ScorerError::StoreAhead { .. }) {
+                    self.metrics.violations[1].increment(1);
+                }
+            })?;
+            self.partitions.insert(number, states);
+            self.partition_metrics.insert(number, PartitionMetrics::bind(GROUP, number));
+        }
+        self.context.stats.assigned.store(true, Relaxed);
+        Ok(())
+    }
+}
