@@ -1,0 +1,331 @@
+//! `fraudline up`: source, log, scorer, materializer and HTTP in one process, on one data directory.
+
+mod feeder;
+mod report;
+mod view;
+mod watch;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use clap::{Args, ValueEnum};
+use feature_store::{FeatureSet, OnlineStore};
+use materializer::{Materializer, MaterializerOptions};
+use models::{Artifact, Device, ModelThread, ServeOptions};
+use schemas::topics;
+use scorer::log::embedded::{Durability, EmbeddedOptions};
+use scorer::log::{EmbeddedLog, Log, TopicPartition, TopicSpec};
+use scorer::worker::Stats;
+use scorer::{Worker, WorkerOptions, system_clock};
+
+use crate::records;
+use crate::source::SourceArgs;
+use feeder::{Feeder, Rate};
+use report::Report;
+use view::View;
+use watch::Watch;
+
+/// Name of the file in a data directory that says where its process listens.
+pub(crate) const RUNNING_FILE: &str = "running.url";
+
+/// Without --input the simulator goes on for ever; the log keeps this much of it by default.
+const SIMULATED_RETENTION: Duration = Duration::from_secs(3600);
+/// Retention never takes what is not consumed: beyond this lag nothing is trimmed.
+const TRIM_LAG_MAX: u64 = 100_000;
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Events per second, or `max`: as fast as they are scored [default: 20000, with --input max]
+    #[arg(long)]
+    rate: Option<Rate>,
+    /// Stop after this long, as in 30s or 5m [default: at the end of the source]
+    #[arg(long, value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
+    /// Where everything is kept, for a later start to go on from [default: a temporary folder]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Write the figures of the run to this file
+    #[arg(long, value_name = "FILE.json")]
+    report: Option<PathBuf>,
+    /// Feature definitions [default: the Handbook's]
+    #[arg(long, value_name = "FILE.yaml")]
+    features: Option<PathBuf>,
+    /// Model artifact [default: the one in the binary]
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// auto, cpu or cuda:N
+    #[arg(long, default_value = "auto")]
+    device: Device,
+    /// Partitions of every topic; only for a new data directory
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    partitions: u32,
+    /// Scorer threads; partitions are shared out among them
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: u16,
+    /// Where HTTP listens; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:6566")]
+    http: SocketAddr,
+    /// What a commit survives
+    #[arg(long, value_enum, default_value_t = SurvivesArg::Process)]
+    survive: SurvivesArg,
+    /// How long records are kept [default: 1h, with --input for ever]
+    #[arg(long, value_parser = humantime::parse_duration)]
+    retention: Option<Duration>,
+    /// Write the feature vector into every score
+    #[arg(long)]
+    log_features: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum SurvivesArg {
+    /// The end of the process, kill -9 included
+    Process,
+    /// Power loss too: every commit waits for the disk
+    Power,
+}
+
+/// A thread of the process; its end before it was told to stop is an error.
+struct Part {
+    name: &'static str,
+    thread: JoinHandle<anyhow::Result<()>>,
+}
+
+pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
+    let temporary = args.data_dir.is_none().then(tempfile::tempdir).transpose().context("making a temporary folder")?;
+    let data_dir = match (&args.data_dir, &temporary) {
+        (Some(dir), _) => dir.clone(),
+        (None, Some(temporary)) => temporary.path().to_owned(),
+        (None, None) => anyhow::bail!("no data directory"),
+    };
+    let features = Arc::new(match &args.features {
+        Some(path) => FeatureSet::load(path)?,
+        None => FeatureSet::bundled(),
+    });
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new();
+    let recorder = recorder
+        .set_buckets(&[1e-5, 1e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 100.0, 1000.0])
+        .and_then(metrics_exporter_prometheus::PrometheusBuilder::install_recorder)
+        .context("setting up metrics")?;
+
+    let log = open_log(args, &data_dir)?;
+    let store = log.store() as Arc<dyn OnlineStore>;
+    let feed = args.source.open(None)?;
+    args.source.claim(&feed, &data_dir)?;
+
+    let stats = Arc::new(Stats::default());
+    let interrupted = Arc::new(AtomicBool::new(false));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    // Bound and answering /health before the model is warm, as a probe expects it.
+    let url = start_http(args, &runtime, &log, &store, &features, &stats, recorder)?;
+    std::fs::write(data_dir.join(RUNNING_FILE), &url).context("writing to the data directory")?;
+    watch_signals(&runtime, &interrupted);
+
+    let artifact = match &args.model {
+        Some(dir) => Artifact::load(dir)?,
+        None => Artifact::bundled()?,
+    };
+    let model = ModelThread::start(artifact, &ServeOptions { device: args.device, ..ServeOptions::default() })?;
+
+    let mut feeder = Feeder::new(Arc::clone(&log) as Arc<dyn Log>, feed, Arc::clone(&stats), args.rate())?;
+    let resumed_at = feeder.resume()?;
+    let mut watch = Watch::new(Arc::clone(&log) as Arc<dyn Log>, feeder.frauds(), model.threshold());
+    let mut view = View::new(&url, &data_dir, model.version(), model.device(), resumed_at);
+
+    let stop = Arc::new(AtomicBool::new(false));
+    let parts = start_parts(args, &log, &store, &features, &model, &stats, &stop)?;
+    let feeding = Arc::new(AtomicBool::new(true));
+    let feeder = {
+        let feeding = Arc::clone(&feeding);
+        spawn("feeder", move || feeder.run(&feeding))?
+    };
+
+    let started = Instant::now();
+    let mut trimmed = Instant::now();
+    loop {
+        std::thread::sleep(Duration::from_millis(100));
+        watch.step()?;
+        let lag = lag(&*log)?;
+        view.show(&stats, &watch, lag, started.elapsed());
+        if parts.iter().any(|part| part.thread.is_finished()) {
+            break;
+        }
+        if interrupted.load(Relaxed) || args.duration.is_some_and(|duration| started.elapsed() >= duration) {
+            feeding.store(false, Relaxed);
+        }
+        if feeder.thread.is_finished() && lag == 0 {
+            break;
+        }
+        if trimmed.elapsed() >= Duration::from_secs(60) && lag < TRIM_LAG_MAX {
+            log.trim(system_clock()())?;
+            trimmed = Instant::now();
+        }
+    }
+    // Everything fed is committed by now; what is left is to write the states.
+    let elapsed = started.elapsed();
+    feeding.store(false, Relaxed);
+    stop.store(true, Relaxed);
+    for part in parts.into_iter().chain([feeder]) {
+        let name = part.name;
+        part.thread.join().map_err(|_| anyhow!("the {name} panicked"))?.with_context(|| format!("the {name} stopped"))?;
+    }
+    while watch.step()? > 0 {}
+    log.persist()?;
+    view.close();
+    let _ = std::fs::remove_file(data_dir.join(RUNNING_FILE));
+    let report = Report::new(&*log, &stats, &watch, &model, elapsed, resumed_at)?;
+    report.print();
+    if let Some(path) = &args.report {
+        report.write(path)?;
+    }
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    Ok(())
+}
+
+impl UpArgs {
+    fn rate(&self) -> Rate {
+        self.rate.unwrap_or(if self.source.input.is_some() { Rate::Max } else { Rate::PerSecond(20_000) })
+    }
+}
+
+fn open_log(args: &UpArgs, data_dir: &Path) -> anyhow::Result<Arc<EmbeddedLog>> {
+    let durability = match args.survive {
+        SurvivesArg::Process => Durability::Process,
+        SurvivesArg::Power => Durability::Power,
+    };
+    let log = EmbeddedLog::open(data_dir, EmbeddedOptions { durability, ..EmbeddedOptions::default() })?;
+    let retention = args.retention.or(args.source.input.is_none().then_some(SIMULATED_RETENTION));
+    for name in [
+        topics::TRANSACTIONS,
+        topics::LABELS,
+        topics::SCORES,
+        topics::ALERTS,
+        topics::DEAD_LETTERS,
+        topics::TERMINAL_EVENTS,
+    ] {
+        log.create_topic(&TopicSpec { name: name.to_owned(), partitions: args.partitions, retention })?;
+    }
+    Ok(log)
+}
+
+fn start_http(
+    args: &UpArgs,
+    runtime: &tokio::runtime::Runtime,
+    log: &Arc<EmbeddedLog>,
+    store: &Arc<dyn OnlineStore>,
+    features: &Arc<FeatureSet>,
+    stats: &Arc<Stats>,
+    recorder: metrics_exporter_prometheus::PrometheusHandle,
+) -> anyhow::Result<String> {
+    let assigned = Arc::clone(stats);
+    let ready = move || match assigned.assigned.load(Relaxed) {
+        true => Ok(()),
+        false => Err("the model is warming up, or no partition is assigned yet"),
+    };
+    let context = feature_server::Context {
+        features: Arc::clone(features),
+        store: Arc::clone(store),
+        partitions: args.partitions,
+        ready: Arc::new(ready),
+        metrics: recorder,
+    };
+    let pages = axum::Router::new()
+        .route("/topics/{topic}/records", axum::routing::get(records::get_page))
+        .with_state(Arc::clone(log) as Arc<dyn Log>);
+    let router = feature_server::router(context).merge(pages);
+    let (bound, address) = std::sync::mpsc::channel();
+    let server = runtime.spawn(feature_server::serve(
+        args.http,
+        router,
+        move |address| drop(bound.send(address)),
+        std::future::pending(),
+    ));
+    match address.recv() {
+        Ok(address) => Ok(format!("http://{address}")),
+        Err(_) => {
+            runtime.block_on(server)?.with_context(|| {
+                format!("HTTP can't listen on {}; name another address with --http, as in 127.0.0.1:0", args.http)
+            })?;
+            Err(anyhow!("the HTTP server ended at once"))
+        }
+    }
+}
+
+/// The first Ctrl-C or SIGTERM drains; a second one ends the process where it stands.
+fn watch_signals(runtime: &tokio::runtime::Runtime, interrupted: &Arc<AtomicBool>) {
+    let interrupted = Arc::clone(interrupted);
+    runtime.spawn(async move {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+        else {
+            tracing::warn!("signals can't be watched; Ctrl-C ends the process without draining");
+            return;
+        };
+        for _ in 0..2 {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            if interrupted.swap(true, Relaxed) {
+                std::process::exit(130);
+            }
+        }
+    });
+}
+
+fn start_parts(
+    args: &UpArgs,
+    log: &Arc<EmbeddedLog>,
+    store: &Arc<dyn OnlineStore>,
+    features: &Arc<FeatureSet>,
+    model: &ModelThread,
+    stats: &Arc<Stats>,
+    stop: &Arc<AtomicBool>,
+) -> anyhow::Result<Vec<Part>> {
+    let mut parts = Vec::new();
+    let context = materializer::Context {
+        log: Arc::clone(log) as Arc<dyn Log>,
+        store: Arc::clone(store),
+        features: Arc::clone(features),
+        clock: system_clock(),
+    };
+    let materializer = Materializer::start(context, MaterializerOptions::default())?;
+    let stopping = Arc::clone(stop);
+    parts.push(spawn("materializer", move || Ok(materializer.run(&stopping)?))?);
+    for index in 0..usize::from(args.workers) {
+        let context = scorer::worker::Context {
+            log: Arc::clone(log) as Arc<dyn Log>,
+            store: Arc::clone(store),
+            features: Arc::clone(features),
+            model: model.clone(),
+            clock: system_clock(),
+            stats: Arc::clone(stats),
+        };
+        let options = WorkerOptions { log_features: args.log_features, ..WorkerOptions::default() };
+        let worker = Worker::start(context, options, index)?;
+        let stopping = Arc::clone(stop);
+        parts.push(spawn("scorer", move || Ok(worker.run(&stopping)?))?);
+    }
+    Ok(parts)
+}
+
+fn spawn(name: &'static str, run: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<Part> {
+    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
+    Ok(Part { name, thread })
+}
+
+/// Transactions in the log that are not scored yet.
+fn lag(log: &dyn Log) -> anyhow::Result<u64> {
+    let mut lag = 0;
+    for (partition, kept) in log.topic(topics::TRANSACTIONS)?.offsets.into_iter().enumerate() {
+        let partition = TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition: partition as u32 };
+        lag += kept.end - log.committed(scorer::GROUP, &partition)?.unwrap_or(kept.start);
+    }
+    Ok(lag)
+}
