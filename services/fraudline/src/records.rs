@@ -49,7 +49,7 @@ pub(crate) struct Page {
 
 /// Where a page begins.
 #[derive(Clone, Debug, Deserialize)]
-pub(crate) struct From {
+pub(crate) struct PageQuery {
     /// Offsets by partition, separated by commas; `beginning` or `end` for all.
     pub(crate) from: String,
 }
@@ -84,9 +84,9 @@ pub(crate) fn page(log: &dyn Log, topic: &str, from: &str) -> anyhow::Result<Pag
 pub(crate) async fn get_page(
     State(log): State<Arc<dyn Log>>,
     Path(topic): Path<String>,
-    Query(from): Query<From>,
+    Query(query): Query<PageQuery>,
 ) -> Result<Json<Page>, (StatusCode, String)> {
-    let page = tokio::task::spawn_blocking(move || page(&*log, &topic, &from.from)).await;
+    let page = tokio::task::spawn_blocking(move || page(&*log, &topic, &query.from)).await;
     let page = page.map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     page.map(Json).map_err(|error| {
         let unknown = matches!(error.downcast_ref(), Some(LogError::UnknownTopic(_)));

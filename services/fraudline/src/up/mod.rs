@@ -243,7 +243,9 @@ fn start_http(
     let server = runtime.spawn(feature_server::serve(
         args.http,
         router,
-        move |address| drop(bound.send(address)),
+        move |address| {
+            let _ = bound.send(address);
+        },
         std::future::pending(),
     ));
     match address.recv() {
