@@ -1,1 +1,29 @@
+//! The networks that score transactions: training, evaluation, the artifact on disk, and the thread
+//! that owns the device. Nothing outside this crate sees a tensor.
+//!
+//! Rows are plain `f32` slices, row-major, in the column order of a [`schemas::FeatureLayout`];
+//! `NaN` says that a value is missing. Scores are calibrated probabilities.
+//!
+//! **Batch invariance.** A row's score is the same, bit for bit, whatever rows are scored beside it:
+//! after a crash the same transactions are cut into other batches, and must get the same scores.
+//! See [`Scorer`] for how that is kept.
 
+mod artifact;
+mod calibrate;
+mod device;
+mod error;
+mod evaluate;
+pub mod metric_names;
+mod network;
+mod normalize;
+mod score;
+mod serve;
+mod train;
+
+pub use artifact::{Artifact, TrainingMetrics};
+pub use device::Device;
+pub use error::ModelError;
+pub use evaluate::{Evaluation, StreamingEvaluation, evaluate};
+pub use score::Scorer;
+pub use serve::{ModelThread, Pending, ServeOptions};
+pub use train::{Dataset, Epoch, TrainOptions, train};

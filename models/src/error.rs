@@ -1,0 +1,34 @@
+use std::path::PathBuf;
+
+/// What can go wrong with a model. Every message says what to do where something can be done.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// A file of an artifact is missing, damaged, or not of this program's format.
+    #[error("{}: {problem}; {remedy}", file.display())]
+    Artifact { file: PathBuf, problem: String, remedy: &'static str },
+    /// Options or data that no model can be trained with.
+    #[error("training: {0}")]
+    Training(String),
+    /// A device that cannot be opened, or that fails the checks made before it serves.
+    #[error("device {device}: {problem}")]
+    Device { device: String, problem: String },
+    /// A device name that is none.
+    #[error("`{0}` is no device; say `auto`, `cpu`, `cuda` or `cuda:N`")]
+    UnknownDevice(String),
+    /// Rows whose values don't fill whole rows.
+    #[error("{values} values don't make whole rows of {width} columns")]
+    Ragged { values: usize, width: usize },
+    /// A value is missing in a column that the layout declares never to be missing.
+    #[error("row {row} has no value for `{column}`, which the layout declares never to be missing")]
+    Missing { row: usize, column: String },
+    /// The thread that owns the device is gone; nothing more will be scored.
+    #[error("the model thread has ended: {reason}")]
+    ThreadEnded { reason: String },
+}
+
+/// The message of a caught panic.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic without a message").to_string()
+}
