@@ -13,7 +13,7 @@ use bytes::Bytes;
 use feature_store::Checkpoint;
 use schemas::{Id, SourcePosition};
 
-pub use embedded::EmbeddedLog;
+pub use embedded::{Durability, EmbeddedLog, EmbeddedOptions};
 
 /// Name and value of a record header.
 pub type Header = (String, Bytes);
@@ -188,6 +188,8 @@ pub enum Committed {
 pub enum LogError {
     #[error("there is no topic `{0}`")]
     UnknownTopic(String),
+    #[error("topic `{0}` needs at least one partition")]
+    NoPartitions(String),
     #[error("topic `{topic}` has {existing} partitions, {asked} are asked for; the partitions of a topic can't change")]
     PartitionsDiffer { topic: String, existing: u32, asked: u32 },
     #[error("{partition}: offset {offset} was trimmed by retention, the first one kept is {first}")]

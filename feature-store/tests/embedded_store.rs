@@ -1,0 +1,131 @@
+//! The embedded online store, through its public interface alone.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use feature_store::{
+    Checkpoint, EmbeddedStore, OnlineStore, PartitionCheckpoint, StateWrite, StoreError, StoredState, Watermark,
+};
+use fjall::{Database, KeyspaceCreateOptions};
+use schemas::EventTime;
+
+fn open(dir: &Path) -> (Database, EmbeddedStore) {
+    let database = Database::builder(dir).open().unwrap();
+    (database.clone(), EmbeddedStore::new(database).unwrap())
+}
+
+fn state(stamp: u64, bytes: &str) -> StoredState {
+    StoredState { stamp, bytes: bytes.as_bytes().to_vec() }
+}
+
+fn watermark(offset: u64) -> Watermark {
+    Watermark { offset, progress: vec![offset as u8; 3], event_time: EventTime::from_millis(-(offset as i64)) }
+}
+
+fn checkpoint(view: &str, partition: u32, states: &[(&str, StoredState)], offset: u64) -> Checkpoint {
+    let states = states.iter().map(|(key, state)| StateWrite { key: (*key).into(), state: state.clone() }).collect();
+    let watermark = watermark(offset);
+    Checkpoint { partitions: vec![PartitionCheckpoint { view: view.into(), partition, states, watermark }] }
+}
+
+#[tokio::test]
+async fn states_come_back_in_the_order_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let written = checkpoint("cards", 3, &[("a", state(1, "A")), ("b", state(u64::MAX, "")), ("", state(0, "E"))], 9);
+    {
+        let (_, store) = open(dir.path());
+        store.write(&written).await.unwrap();
+        store.write(&Checkpoint::default()).await.unwrap();
+    }
+    let (_, store) = open(dir.path());
+    let read = store.read("cards", &["b", "x", "a", "", "a"]).await.unwrap();
+    let (a, b) = (Some(state(1, "A")), Some(state(u64::MAX, "")));
+    assert_eq!(read, [b, None, a.clone(), Some(state(0, "E")), a]);
+    assert_eq!(store.watermark("cards", 3).await.unwrap(), Some(watermark(9)));
+    assert_eq!(store.watermark("cards", 4).await.unwrap(), None);
+    assert_eq!(store.watermark("terminals", 3).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn views_whose_names_begin_alike_stay_apart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, store) = open(dir.path());
+    store.write(&checkpoint("ab", 0, &[("c", state(1, "1"))], 1)).await.unwrap();
+    store.write(&checkpoint("a", 0, &[("bc", state(2, "2"))], 2)).await.unwrap();
+    store.write(&checkpoint("", 0, &[("abc", state(3, "3"))], 3)).await.unwrap();
+    assert_eq!(store.read("ab", &["c", "bc"]).await.unwrap(), [Some(state(1, "1")), None]);
+    assert_eq!(store.read("a", &["bc", "c"]).await.unwrap(), [Some(state(2, "2")), None]);
+    assert_eq!(store.read("", &["abc", ""]).await.unwrap(), [Some(state(3, "3")), None]);
+    assert_eq!(store.watermark("ab", 0).await.unwrap(), Some(watermark(1)));
+}
+
+#[tokio::test]
+async fn a_former_owner_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_, store) = open(dir.path());
+    store.write(&checkpoint("v", 0, &[("a", state(5, "new")), ("b", state(5, "new"))], 6)).await.unwrap();
+    // Late: lower for one, higher for the other; the watermark would go back.
+    store.write(&checkpoint("v", 0, &[("a", state(4, "old")), ("b", state(6, "newer"))], 5)).await.unwrap();
+    assert_eq!(store.read("v", &["a", "b"]).await.unwrap(), [Some(state(5, "new")), Some(state(6, "newer"))]);
+    assert_eq!(store.watermark("v", 0).await.unwrap(), Some(watermark(6)));
+    // Equal stamps are written again: a retried write is complete.
+    store.write(&checkpoint("v", 0, &[("a", state(5, "again"))], 6)).await.unwrap();
+    assert_eq!(store.read("v", &["a"]).await.unwrap(), [Some(state(5, "again"))]);
+}
+
+#[tokio::test]
+async fn what_is_staged_appears_with_its_batch() {
+    let dir = tempfile::tempdir().unwrap();
+    let (database, store) = open(dir.path());
+    let other = database.keyspace("other", KeyspaceCreateOptions::default).unwrap();
+    let written = checkpoint("v", 0, &[("a", state(5, "x"))], 5);
+    let mut batch = database.batch();
+    batch.insert(&other, "k", "v");
+    drop(store.stage(&mut batch, &written));
+    assert_eq!(store.read("v", &["a"]).await.unwrap(), [None]);
+    drop(batch);
+    let mut batch = database.batch();
+    let staged = store.stage(&mut batch, &written);
+    batch.commit().unwrap();
+    drop(staged);
+    assert_eq!(store.read("v", &["a"]).await.unwrap(), [Some(state(5, "x"))]);
+    assert_eq!(store.watermark("v", 0).await.unwrap(), Some(watermark(5)));
+    assert!(other.get("k").unwrap().is_none());
+}
+
+/// Writers race on one key: whatever the order, the highest stamp stays.
+#[test]
+fn the_highest_stamp_wins() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(open(dir.path()).1);
+    let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+    std::thread::scope(|scope| {
+        for writer in 0..4_u64 {
+            let store = &store;
+            scope.spawn(move || {
+                for step in 0..200 {
+                    let stamp = (step * 7919 + writer * 104_729) % 1000;
+                    runtime().block_on(store.write(&checkpoint("v", 0, &[("a", state(stamp, "x"))], stamp))).unwrap();
+                }
+            });
+        }
+    });
+    let highest = (0..4).flat_map(|writer| (0..200).map(move |step| (step * 7919 + writer * 104_729) % 1000)).max();
+    let read = runtime().block_on(store.read("v", &["a"])).unwrap().remove(0);
+    assert_eq!(read.map(|state| state.stamp), highest);
+    assert_eq!(runtime().block_on(store.watermark("v", 0)).unwrap().map(|watermark| watermark.offset), highest);
+}
+
+#[tokio::test]
+async fn damage_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (database, store) = open(dir.path());
+    let states = database.keyspace("states", KeyspaceCreateOptions::default).unwrap();
+    for damaged in [&[][..], &[2, 1], &[1], &[1, 0x80]] {
+        states.insert(b"\x01vkey", damaged).unwrap();
+        let named =
+            |error| matches!(error, StoreError::Damaged { view, key, .. } if (&view[..], &key[..]) == ("v", "key"));
+        assert!(named(store.read("v", &["key"]).await.unwrap_err()));
+        assert!(named(store.write(&checkpoint("v", 0, &[("key", state(1, "x"))], 1)).await.unwrap_err()));
+    }
+}
