@@ -1,7 +1,7 @@
 //! Aggregate: the windows of the terminals, from the re-keyed stream.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use feature_store::{Checkpoint, Entity, WindowState};
 use metrics::{Counter, Gauge, counter, gauge};
@@ -28,7 +28,7 @@ pub struct Aggregator {
     partitions: BTreeMap<u32, PartitionStates<EntityStream>>,
     /// Event time that the store's copy of the view is complete to.
     published: EventTime,
-    checkpointed: Instant,
+    checkpointed_us: i64,
     outbox: scorer::log::Outbox,
     states_written: Counter,
     state_bytes: Gauge,
@@ -51,7 +51,7 @@ impl Aggregator {
             stride: staleness / 8,
             partitions: BTreeMap::new(),
             published: EventTime::MIN,
-            checkpointed: Instant::now(),
+            checkpointed_us: 0,
             outbox: scorer::log::Outbox::default(),
             states_written: counter!(VIEW_STATES_WRITTEN),
             state_bytes: gauge!(VIEW_STATE_BYTES),
@@ -71,7 +71,9 @@ impl Aggregator {
         };
         self.apply(&records)?;
         let ahead = self.complete_to() >= self.published.saturating_add(self.stride);
-        let due = records.is_empty() || ahead || self.checkpointed.elapsed() >= self.options.checkpoint_interval;
+        let since_us = (self.context.clock)() - self.checkpointed_us;
+        let waited = Duration::from_micros(u64::try_from(since_us).unwrap_or(0));
+        let due = records.is_empty() || ahead || waited >= self.options.checkpoint_interval;
         if due && self.partitions.values().any(PartitionStates::is_ahead_of_store) {
             self.checkpoint()?;
         }
@@ -131,7 +133,7 @@ impl Aggregator {
             }
         }
         self.published = self.complete_to();
-        self.checkpointed = Instant::now();
+        self.checkpointed_us = (self.context.clock)();
         let bytes: usize = self.partitions.values().map(|states| states.table.bytes()).sum();
         self.state_bytes.set(bytes as f64);
         if self.published > EventTime::MIN {

@@ -115,11 +115,11 @@ pub struct Worker {
     partitions: OwnedPartitions,
     partition_metrics: BTreeMap<u32, PartitionMetrics>,
     terminals: Option<ViewReader>,
-    /// A batch whose view lags, and since when.
-    waiting: Option<(Ingested, Instant)>,
+    /// A batch whose view lags, and since when (in microseconds of the clock).
+    waiting: Option<(Ingested, i64)>,
     in_flight: VecDeque<Scoring>,
     outbox: Outbox,
-    checkpointed: Instant,
+    checkpointed_us: i64,
     metrics: WorkerMetrics,
 }
 
@@ -141,6 +141,7 @@ impl Worker {
             layout: context.features.layout().clone(),
             log_features: options.log_features,
         };
+        let checkpointed_us = (context.clock)();
         Ok(Worker {
             consumer: context.log.join(GROUP, &[topics::TRANSACTIONS])?,
             context,
@@ -152,7 +153,7 @@ impl Worker {
             waiting: None,
             in_flight: VecDeque::new(),
             outbox: Outbox::default(),
-            checkpointed: Instant::now(),
+            checkpointed_us,
             metrics: WorkerMetrics::bind(index),
         })
     }
@@ -175,17 +176,17 @@ impl Worker {
     pub fn step(&mut self, timeout: Duration) -> Result<Step> {
         // A checkpoint holds the states as of a commit, so the hops are emptied first. A batch that
         // waits for its view has been ingested, so it goes through before.
-        let due = self.checkpointed.elapsed() >= self.options.checkpoint_interval
+        let due = self.elapsed_since(self.checkpointed_us) >= self.options.checkpoint_interval
             && self.waiting.is_none()
             && self.is_ahead_of_store();
         if self.in_flight.len() < self.options.batches_in_flight_max && !due {
             let timeout = if self.in_flight.is_empty() { timeout } else { Duration::ZERO };
-            let (batch, since) = match self.waiting.take() {
+            let (batch, since_us) = match self.waiting.take() {
                 Some(waiting) => waiting,
-                None => (self.poll(timeout)?, Instant::now()),
+                None => (self.poll(timeout)?, (self.context.clock)()),
             };
             if !batch.next.is_empty() {
-                let step = self.advance(batch, since)?;
+                let step = self.advance(batch, since_us)?;
                 if step == Step::Progressed || self.in_flight.is_empty() {
                     return Ok(step);
                 }
@@ -206,6 +207,10 @@ impl Worker {
         }
         let was_waiting = self.waiting.take().is_some();
         if self.is_ahead_of_store() && !was_waiting { self.checkpoint() } else { Ok(()) }
+    }
+
+    fn elapsed_since(&self, since_us: i64) -> Duration {
+        Duration::from_micros(u64::try_from((self.context.clock)() - since_us).unwrap_or(0))
     }
 
     fn is_ahead_of_store(&self) -> bool {
@@ -246,9 +251,10 @@ impl Worker {
     }
 
     /// join → assemble → submit
-    fn advance(&mut self, batch: Ingested, since: Instant) -> Result<Step> {
+    fn advance(&mut self, batch: Ingested, since_us: i64) -> Result<Step> {
         let started = Instant::now();
-        let force = since.elapsed() > self.options.view_wait_max;
+        let waited = self.elapsed_since(since_us);
+        let force = waited > self.options.view_wait_max;
         let events = batch.events.len() as u64;
         for states in self.partitions.values_mut() {
             let share = self.options.state_bytes_max / self.partition_metrics.len().max(1);
@@ -260,16 +266,16 @@ impl Worker {
         let joined = match joined {
             Join::Done(joined) => joined,
             Join::ViewBehind { batch, .. } => {
-                self.waiting = Some((batch, since));
+                self.waiting = Some((batch, since_us));
                 return Ok(Step::WaitingForView);
             }
         };
         if force {
-            tracing::warn!(waited_s = since.elapsed().as_secs(), "the terminal view lags; events are scored with what it has");
+            tracing::warn!(waited_s = waited.as_secs(), "the terminal view lags; events are scored with what it has");
             self.metrics.stale_joins.increment(events);
             self.metrics.violations[0].increment(events);
         }
-        self.metrics.view_wait.increment(seconds(started - since));
+        self.metrics.view_wait.increment(seconds(waited));
         self.metrics.join.record(seconds(started.elapsed()));
 
         let started = Instant::now();
@@ -335,7 +341,7 @@ impl Worker {
                 states.written(written);
             }
         }
-        self.checkpointed = Instant::now();
+        self.checkpointed_us = (self.context.clock)();
         self.observe()
     }
 
