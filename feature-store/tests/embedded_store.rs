@@ -1,4 +1,5 @@
 //! The embedded online store, through its public interface alone.
+#![allow(clippy::unwrap_used, reason = "a failed test is to panic")]
 
 use std::path::Path;
 use std::sync::Arc;

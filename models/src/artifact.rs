@@ -152,7 +152,8 @@ impl Artifact {
             fs::create_dir(&partial).map_err(|error| io(&partial, error))?;
             for (file, bytes) in [(CONFIG, &config), (WEIGHTS, &weights)] {
                 let path = partial.join(file);
-                let written = File::create(&path).and_then(|mut out| out.write_all(bytes).and_then(|()| out.sync_all()));
+                let written =
+                    File::create(&path).and_then(|mut out| out.write_all(bytes).and_then(|()| out.sync_all()));
                 written.map_err(|error| io(&path, error))?;
             }
             fs::rename(&partial, dir).map_err(|error| io(dir, error))?;
@@ -317,16 +318,14 @@ pub(crate) fn check_name(what: &str, name: &str) -> Result<(), String> {
     let plain = name.bytes().all(is_plain) && name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
     match plain {
         true => Ok(()),
-        false => Err(format!("{what} `{name}` must begin with a letter or digit, and hold only these and `.`, `_`, `-`")),
+        false => {
+            Err(format!("{what} `{name}` must begin with a letter or digit, and hold only these and `.`, `_`, `-`"))
+        }
     }
 }
 
 /// The tensors, checked against the shapes that layout and configuration ask for.
-fn read_weights(
-    bytes: &[u8],
-    layout: &FeatureLayout,
-    hidden: &[usize],
-) -> Result<(Normalization, Vec<Dense>), String> {
+fn read_weights(bytes: &[u8], layout: &FeatureLayout, hidden: &[usize]) -> Result<(Normalization, Vec<Dense>), String> {
     let file = SafeTensors::deserialize(bytes).map_err(|error| format!("is no safetensors file ({error})"))?;
     let read = |name: &str, shape: &[usize]| -> Result<Vec<f32>, String> {
         let tensor = file.tensor(name).map_err(|_| format!("lacks the tensor `{name}`"))?;
@@ -367,4 +366,51 @@ fn read_weights(
 
 fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+impl Artifact {
+    /// A network of random weights over `width` columns, every second of them nullable.
+    pub(crate) fn random(width: usize, hidden: &[usize], seed: u64) -> Artifact {
+        use rand::{RngExt, SeedableRng, rngs::StdRng};
+        let mut random = StdRng::seed_from_u64(seed);
+        let features = (0..width).map(|column| schemas::FeatureSpec {
+            name: format!("column_{column}"),
+            definition: format!("random {column}"),
+            nullable: column % 2 == 1,
+        });
+        let layout = FeatureLayout::new(features.collect());
+        let mean = (0..width).map(|_| random.random_range(-1.0..1.0)).collect();
+        let scale = (0..width).map(|_| random.random_range(0.2..2.0)).collect();
+        let normalization = Normalization::new(&layout, mean, scale).unwrap();
+        let mut layers = Vec::new();
+        for shape in layer_shapes(normalization.inputs(), hidden) {
+            let mut layer = Dense::random(shape, &mut random);
+            layer.bias.iter_mut().for_each(|bias| *bias = random.random_range(0.0..0.5));
+            layers.push(layer);
+        }
+        let validation =
+            Evaluation { auc: 0.5, average_precision: 0.5, precision: 0.5, recall: 0.5, count: 2, positives: 1 };
+        Artifact::new(Parts {
+            name: "random".into(),
+            version: seed.to_string(),
+            layout,
+            hidden: hidden.to_vec(),
+            normalization,
+            layers,
+            calibration: Calibration { slope: 0.3, intercept: -0.1 },
+            threshold: 0.5,
+            metrics: TrainingMetrics {
+                training_rows: 2,
+                training_positives: 1,
+                epochs: 1,
+                best_epoch: 1,
+                seed,
+                validation,
+                log_loss_uncalibrated: 0.7,
+                log_loss: 0.7,
+                alert_share: 0.5,
+            },
+        })
+    }
 }

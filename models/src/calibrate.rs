@@ -108,8 +108,10 @@ mod tests {
     fn sample(slope: f64, intercept: f64, rows: usize) -> (Vec<f32>, Vec<bool>) {
         let mut random = StdRng::seed_from_u64(11);
         let logits: Vec<f32> = (0..rows).map(|_| random.random_range(-8.0..4.0)).collect();
-        let labels =
-            logits.iter().map(|logit| random.random::<f64>() < sigmoid(slope * f64::from(*logit) + intercept)).collect();
+        let labels = logits
+            .iter()
+            .map(|logit| random.random::<f64>() < sigmoid(slope * f64::from(*logit) + intercept))
+            .collect();
         (logits, labels)
     }
 
@@ -118,8 +120,7 @@ mod tests {
         let (logits, labels) = sample(0.4, -1.0, 200_000);
         let fitted = Calibration::fit(&logits, &labels);
         assert!((fitted.slope - 0.4).abs() < 0.01 && (fitted.intercept + 1.0).abs() < 0.03, "{fitted:?}");
-        let (before, after) =
-            (log_loss(Calibration::IDENTITY, &logits, &labels), log_loss(fitted, &logits, &labels));
+        let (before, after) = (log_loss(Calibration::IDENTITY, &logits, &labels), log_loss(fitted, &logits, &labels));
         assert!(after < before * 0.8, "{before} {after}");
     }
 

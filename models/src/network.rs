@@ -102,25 +102,34 @@ mod tests {
         let mut random = StdRng::seed_from_u64(1);
         let shapes = layer_shapes(5, &[7, 3]);
         assert_eq!(shapes, [(5, 7), (7, 3), (3, 1)]);
-        let layers: Vec<Dense> = shapes.into_iter().map(|shape| {
-            let mut dense = Dense::random(shape, &mut random);
-            dense.bias.iter_mut().for_each(|bias| *bias = random.random_range(-1.0..1.0));
-            dense
-        }).collect();
+        let layers: Vec<Dense> = shapes
+            .into_iter()
+            .map(|shape| {
+                let mut dense = Dense::random(shape, &mut random);
+                dense.bias.iter_mut().for_each(|bias| *bias = random.random_range(-1.0..1.0));
+                dense
+            })
+            .collect();
         let network = Network::<Flex>::new(&layers, &Default::default());
         assert_eq!(network.weights(), layers);
 
         let rows: Vec<f32> = (0..4 * 5).map(|_| random.random_range(-3.0..3.0)).collect();
-        let logits = host(network.forward(Tensor::from_data(TensorData::new(rows.clone(), [4, 5]), &Default::default())));
+        let logits =
+            host(network.forward(Tensor::from_data(TensorData::new(rows.clone(), [4, 5]), &Default::default())));
         for (row, logit) in rows.chunks_exact(5).zip(logits) {
             let mut values: Vec<f64> = row.iter().map(|value| f64::from(*value)).collect();
             let mut bound = 3.0;
             for (index, dense) in layers.iter().enumerate() {
-                values = dense.weight.chunks_exact(dense.inputs).zip(&dense.bias).map(|(weights, bias)| {
-                    let sum: f64 = weights.iter().zip(&values).map(|(w, v)| f64::from(*w) * v).sum();
-                    let sum = sum + f64::from(*bias);
-                    if index + 1 < layers.len() { sum.max(0.0) } else { sum }
-                }).collect();
+                values = dense
+                    .weight
+                    .chunks_exact(dense.inputs)
+                    .zip(&dense.bias)
+                    .map(|(weights, bias)| {
+                        let sum: f64 = weights.iter().zip(&values).map(|(w, v)| f64::from(*w) * v).sum();
+                        let sum = sum + f64::from(*bias);
+                        if index + 1 < layers.len() { sum.max(0.0) } else { sum }
+                    })
+                    .collect();
                 bound = dense.output_bound(bound);
                 assert!(values.iter().all(|value| value.abs() <= bound));
             }

@@ -156,13 +156,9 @@ mod tests {
         let mut inputs = Vec::new();
         normalization.encode(&rows, &mut inputs);
         let deviation = (2.0f32 / 3.0).sqrt();
-        for (input, expected) in inputs.iter().zip([
-            [-1.0 / deviation, -1.0, 0.0, 0.0],
-            [0.0, 0.0, 0.0, 1.0],
-            [1.0 / deviation, 1.0, 0.0, 0.0],
-        ]
-        .as_flattened())
-        {
+        for (input, expected) in inputs.iter().zip(
+            [[-1.0 / deviation, -1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0], [1.0 / deviation, 1.0, 0.0, 0.0]].as_flattened(),
+        ) {
             assert!((input - expected).abs() < 1e-6, "{inputs:?}");
         }
 

@@ -260,3 +260,170 @@ impl Loop {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
+
+    use super::*;
+
+    fn options(queue_capacity: usize, batch_rows_max: usize) -> ServeOptions {
+        ServeOptions { device: Device::Cpu, queue_capacity, batch_rows_max }
+    }
+
+    /// A thread that runs `score` on rows of two columns.
+    fn fake<F>(options: &ServeOptions, score: F) -> ModelThread
+    where
+        F: FnMut(&[f32], &mut Vec<f32>) -> Result<(), ModelError> + Send + 'static,
+    {
+        let artifact = Artifact::random(2, &[], 1);
+        let shared = move |device| Shared {
+            version: artifact.version().into(),
+            threshold: artifact.threshold(),
+            layout: artifact.layout().clone(),
+            device,
+            failure: OnceLock::new(),
+        };
+        ModelThread::spawn(options, shared, move || Ok((Box::new(score), "fake".into()))).unwrap()
+    }
+
+    /// The first column of each row.
+    fn first_column(rows: &[f32], scores: &mut Vec<f32>) {
+        scores.extend(rows.chunks_exact(2).map(|row| row[0]));
+    }
+
+    #[test]
+    fn serves_the_artifact() {
+        let artifact = Artifact::random(6, &[16, 8], 5);
+        let thread = ModelThread::start(artifact.clone(), &options(4, 64)).unwrap();
+        assert_eq!((thread.version(), thread.device(), thread.threshold()), ("random@5", "cpu", 0.5));
+        assert_eq!(thread.layout(), artifact.layout());
+        let rows: Vec<f32> = (0..6 * 150).map(|x| (x as f32 * 0.37).sin() * 50.0).collect();
+        let mut expected = Vec::new();
+        Scorer::open(&artifact, Device::Cpu).unwrap().score(&rows, &mut expected).unwrap();
+        let pending: Vec<Pending> =
+            rows.chunks(6 * 7).map(|rows| thread.submit(rows.to_vec()).unwrap()).take(4).collect();
+        let found: Vec<f32> = pending.into_iter().flat_map(|pending| pending.wait().unwrap()).collect();
+        assert_eq!(found, expected[..28]);
+        assert_eq!(thread.submit(rows).unwrap().wait().unwrap(), expected);
+        assert!(thread.submit(Vec::new()).unwrap().wait().unwrap().is_empty());
+        assert!(matches!(thread.submit(vec![1.0; 7]), Err(ModelError::Ragged { values: 7, width: 6 })));
+        assert!(matches!(thread.submit(vec![f32::NAN; 6]), Err(ModelError::Missing { row: 0, .. })));
+    }
+
+    #[test]
+    fn what_queues_up_meanwhile_is_the_next_batch() {
+        let (batch, batches) = bounded(16);
+        let (go, gate) = bounded::<()>(16);
+        let thread = fake(&options(16, 6), move |rows, scores| {
+            batch.send(rows.len() / 2).unwrap();
+            gate.recv().unwrap();
+            first_column(rows, scores);
+            Ok(())
+        });
+        let first = thread.submit(vec![0.0; 2]).unwrap();
+        assert_eq!(batches.recv().unwrap(), 1);
+        // While that one runs: 2 + 3 rows fit into the next batch, 4 more don't, and 9 are a batch of their own.
+        let queued: Vec<(usize, Pending)> = [2, 3, 4, 9, 1]
+            .into_iter()
+            .map(|rows| (rows, thread.submit(vec![rows as f32; rows * 2]).unwrap()))
+            .collect();
+        (0..5).for_each(|_| go.send(()).unwrap());
+        assert_eq!(first.wait().unwrap(), [0.0]);
+        for (rows, pending) in queued {
+            assert_eq!(pending.wait().unwrap(), vec![rows as f32; rows]);
+        }
+        assert_eq!(batches.try_iter().collect::<Vec<_>>(), [5, 4, 9, 1]);
+    }
+
+    #[test]
+    fn a_full_queue_blocks_the_submitter() {
+        let (go, gate) = bounded::<()>(16);
+        let (begun, running) = bounded(16);
+        let thread = fake(&options(2, 1), move |rows, scores| {
+            begun.send(()).unwrap();
+            gate.recv().unwrap();
+            first_column(rows, scores);
+            Ok(())
+        });
+        let mut pending = vec![thread.submit(vec![0.0; 2]).unwrap()];
+        running.recv().unwrap();
+        // One more row is taken off the queue to look whether it fits; it waits with the thread.
+        let submitted = Arc::new(AtomicUsize::new(0));
+        let (submitter, counter) = (thread.clone(), submitted.clone());
+        let blocked = thread::spawn(move || {
+            (1..=5)
+                .map(|row| {
+                    let pending = submitter.submit(vec![row as f32; 2]).unwrap();
+                    counter.fetch_add(1, Ordering::SeqCst);
+                    pending
+                })
+                .collect::<Vec<_>>()
+        });
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!(submitted.load(Ordering::SeqCst), 2, "the queue holds two");
+        (0..6).for_each(|_| go.send(()).unwrap());
+        pending.extend(blocked.join().unwrap());
+        let scores: Vec<f32> = pending.into_iter().flat_map(|pending| pending.wait().unwrap()).collect();
+        assert_eq!(scores, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
+    }
+
+    #[test]
+    fn a_panic_or_an_error_ends_the_thread_and_tells_everyone() {
+        let panic: fn() -> Result<(), ModelError> = || panic!("the device is on fire");
+        let error: fn() -> Result<(), ModelError> =
+            || Err(ModelError::Device { device: "fake".into(), problem: "the device is on fire".into() });
+        let forgets: fn() -> Result<(), ModelError> = || Ok(());
+        for (fail, reason) in [(panic, "on fire"), (error, "on fire"), (forgets, "0 scores came back for 2 values")] {
+            let (go, gate) = bounded::<()>(16);
+            let (begun, running) = bounded(16);
+            let thread = fake(&options(1, 1), move |_, _| {
+                begun.send(()).unwrap();
+                gate.recv().unwrap();
+                fail()
+            });
+            let scored = thread.submit(vec![1.0; 2]).unwrap();
+            running.recv().unwrap();
+            let queued = thread.submit(vec![2.0; 2]).unwrap();
+            let submitter = thread.clone();
+            let blocked = thread::spawn(move || submitter.submit(vec![3.0; 2]).and_then(Pending::wait));
+            go.send(()).unwrap();
+            for outcome in [scored.wait(), queued.wait(), blocked.join().unwrap()] {
+                let error = outcome.unwrap_err().to_string();
+                assert!(error.starts_with("the model thread has ended: ") && error.contains(reason), "{error}");
+            }
+            let error = thread.submit(vec![4.0; 2]).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_thread_ends_with_its_last_handle_after_answering() {
+        let (alive, gone) = bounded::<()>(0);
+        let thread = fake(&options(8, 8), move |rows, scores| {
+            let _held_until_the_thread_ends = &alive;
+            first_column(rows, scores);
+            Ok(())
+        });
+        let clone = thread.clone();
+        drop(thread);
+        let pending = clone.submit(vec![7.0; 2]).unwrap();
+        drop(clone);
+        assert_eq!(pending.wait().unwrap(), [7.0]);
+        assert_eq!(gone.recv_timeout(Duration::from_secs(10)), Err(crossbeam_channel::RecvTimeoutError::Disconnected));
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_opened_fails_the_start() {
+        let artifact = Artifact::random(2, &[], 1);
+        let serve = ServeOptions { device: Device::Cuda(62), ..options(1, 1) };
+        let error = ModelThread::start(artifact.clone(), &serve).unwrap_err().to_string();
+        assert!(error.starts_with("device cuda:62: "), "{error}");
+        let shared = |_: String| -> Shared { unreachable!("nothing was opened") };
+        let error = ModelThread::spawn(&serve, shared, || panic!("no such bus")).unwrap_err().to_string();
+        assert_eq!(error, "device cuda:62: no such bus");
+    }
+}

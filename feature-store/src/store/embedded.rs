@@ -84,7 +84,8 @@ impl OnlineStore for EmbeddedStore {
         keys.iter().map(|key| self.state(view, key, stored_keys.of(key))).collect()
     }
 
-    /// All of the checkpoint, or nothing of it.
+    /// All of the checkpoint, or nothing of it. Not synced to disk: what a power failure takes
+    /// is read from the log again.
     async fn write(&self, checkpoint: &Checkpoint) -> Result<()> {
         let _writing = self.lock();
         let mut batch = self.database.batch();

@@ -1,4 +1,5 @@
 //! The embedded log, through its public interface alone.
+#![allow(clippy::unwrap_used, reason = "a failed test is to panic")]
 
 mod basics;
 mod crash;

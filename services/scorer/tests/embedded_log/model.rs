@@ -336,9 +336,15 @@ impl World {
     }
 }
 
+/// Opening a directory waits for the disk many times: few cases, but long ones. More with
+/// `PROPTEST_CASES`, and `TMPDIR` in memory.
+fn config() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok()).unwrap_or(16);
+    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    // Opening a directory waits for the disk many times: few cases, but long ones.
-    #![proptest_config(ProptestConfig { cases: 16, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn does_what_the_model_does(steps in steps()) {

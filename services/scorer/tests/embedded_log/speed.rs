@@ -75,37 +75,44 @@ fn speed() {
 
     let mut consumer = log.join("g", &["in"]).unwrap();
     rebalanced(&mut *consumer, "in");
-    let (mut polled, mut committed) = (Vec::new(), Vec::new());
     let mut position = [0; 4];
-    let started = Instant::now();
-    for round in 0..ROUNDS {
-        let start = Instant::now();
-        let got = records(consumer.poll("in", RECORDS, NOW).unwrap());
-        polled.push(start.elapsed().as_nanos() as f64 / RECORDS as f64);
-        assert_eq!(got.len(), RECORDS);
-        let (mut outputs, mut states) = (Outbox::default(), checkpoint("cards", 0, "c", round as u64, b""));
-        for (index, record) in got.iter().enumerate() {
-            position[record.partition as usize] = record.offset + 1;
-            outputs.push("out", &record.key, record.timestamp_us, |out| out.extend_from_slice(&record.value));
-            if index % (RECORDS / STATES) == 0 {
-                let key = schemas::Id::from(std::str::from_utf8(&record.key).unwrap());
-                let mut bytes = record.value.to_vec();
-                bytes.resize(500, index as u8);
-                payload += bytes.len();
-                states.partitions[0]
-                    .states
-                    .push(StateWrite { key, state: StoredState { stamp: record.offset, bytes } });
+    for (pace_us, rounds) in [(0, ROUNDS / 2), (1_000_000 * RECORDS / 150_000, ROUNDS / 2)] {
+        let (mut polled, mut committed) = (Vec::new(), Vec::new());
+        let (_, cpu_before) = usage();
+        let started = Instant::now();
+        for round in 0..rounds {
+            let due = Duration::from_micros((pace_us * round) as u64);
+            std::thread::sleep(due.saturating_sub(started.elapsed()));
+            let start = Instant::now();
+            let got = records(consumer.poll("in", RECORDS, NOW).unwrap());
+            polled.push(start.elapsed().as_nanos() as f64 / RECORDS as f64);
+            assert_eq!(got.len(), RECORDS);
+            let (mut outputs, mut states) = (Outbox::default(), checkpoint("cards", 0, "c", round as u64, b""));
+            for (index, record) in got.iter().enumerate() {
+                position[record.partition as usize] = record.offset + 1;
+                outputs.push("out", &record.key, record.timestamp_us, |out| out.extend_from_slice(&record.value));
+                if index % (RECORDS / STATES) == 0 {
+                    let key = schemas::Id::from(std::str::from_utf8(&record.key).unwrap());
+                    let mut bytes = record.value.to_vec();
+                    bytes.resize(500, index as u8);
+                    payload += bytes.len();
+                    states.partitions[0]
+                        .states
+                        .push(StateWrite { key, state: StoredState { stamp: record.offset, bytes } });
+                }
             }
+            payload += outputs.iter().map(|record| record.key.len() + record.value.len()).sum::<usize>();
+            let offsets: Vec<_> = (0..).zip(position).map(|(partition, next)| (at("in", partition), next)).collect();
+            let start = Instant::now();
+            consumer.commit(&Commit { outputs: &outputs, offsets: &offsets, checkpoint: Some(&states) }).unwrap();
+            committed.push(start.elapsed().as_nanos() as f64 / RECORDS as f64);
         }
-        payload += outputs.iter().map(|record| record.key.len() + record.value.len()).sum::<usize>();
-        let offsets: Vec<_> = (0..).zip(position).map(|(partition, next)| (at("in", partition), next)).collect();
-        let start = Instant::now();
-        consumer.commit(&Commit { outputs: &outputs, offsets: &offsets, checkpoint: Some(&states) }).unwrap();
-        committed.push(start.elapsed().as_nanos() as f64 / RECORDS as f64);
+        let (_, cpu_after) = usage();
+        let (took, cpu) = (started.elapsed().as_secs_f64(), cpu_after - cpu_before);
+        println!("{:.0} records/s, {cpu:.1} CPU s in {took:.1} s", (rounds * RECORDS) as f64 / took);
+        report("  poll (of a backlog)", polled);
+        report("  commit with states", committed);
     }
-    report("poll (of a backlog)", polled);
-    report("commit with states", committed);
-    println!("{:.1} s", started.elapsed().as_secs_f64());
     let mut warm = Vec::new();
     for round in 0..500 {
         let mut outbox = Outbox::default();

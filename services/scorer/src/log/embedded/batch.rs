@@ -203,6 +203,7 @@ fn array<const N: usize>(reader: &mut Reader<'_>) -> Result<[u8; N], CodecError>
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test is to panic")]
 mod tests {
     use super::*;
     use crate::log::Outbox;
