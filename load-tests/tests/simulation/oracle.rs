@@ -1,0 +1,111 @@
+//! What must have come of a log, computed without the path.
+
+use std::collections::HashMap;
+
+use feature_store::{Backfill, FeatureSet};
+use models::ModelThread;
+use schemas::{Alert, DeadLetterReason, Id, Score, SourcePosition, headers, partition_for_key, topics};
+use scorer::log::{Log, Record, TopicPartition};
+
+use crate::events::{Chunk, Fate};
+
+/// Checks I1, I2 and I5 over everything that was fed; returns how many records that were.
+pub fn check(log: &dyn Log, features: &FeatureSet, model: &ModelThread, fed: &[Chunk], partitions: u32) -> u64 {
+    let mut scores: HashMap<SourcePosition, Score> = HashMap::new();
+    for record in read_all(log, topics::SCORES) {
+        let score: Score = serde_json::from_slice(&record.value).unwrap();
+        let repeated = scores.insert(score.source.clone(), score);
+        assert!(repeated.is_none(), "I1: scored twice: {repeated:?}");
+    }
+    let mut dead_letters: HashMap<SourcePosition, Record> = HashMap::new();
+    for record in read_all(log, topics::DEAD_LETTERS) {
+        let source = SourcePosition {
+            topic: Id::from(header(&record, headers::TOPIC)),
+            partition: header(&record, headers::PARTITION).parse().unwrap(),
+            offset: header(&record, headers::OFFSET).parse().unwrap(),
+        };
+        let repeated = dead_letters.insert(source, record);
+        assert!(repeated.is_none(), "I1: a dead letter twice: {repeated:?}");
+    }
+    let mut alerts = 0;
+    for record in read_all(log, topics::ALERTS) {
+        let alert: Alert = serde_json::from_slice(&record.value).unwrap();
+        let score = &scores[&alert.source];
+        assert!(score.alert && score.score == alert.score, "an alert without its score: {alert:?}");
+        alerts += 1;
+    }
+    assert_eq!(alerts, scores.values().filter(|score| score.alert).count(), "every alert once");
+
+    let mut backfill = Backfill::new(features);
+    let mut next = vec![0u64; partitions as usize];
+    let (mut rows, mut of_rows) = (Vec::new(), Vec::new());
+    let mut records = 0;
+    for chunk in fed {
+        chunk.labels.iter().for_each(|label| backfill.label(label));
+        for input in &chunk.inputs {
+            records += 1;
+            let partition = partition_for_key(&input.key, partitions);
+            let offset = &mut next[partition as usize];
+            let source = SourcePosition { topic: topics::TRANSACTIONS.into(), partition, offset: *offset };
+            *offset += 1;
+            match &input.fate {
+                Fate::Dead(reason) => check_dead_letter(dead_letters.remove(&source), &input.value, *reason, &source),
+                Fate::Scored(transaction) => {
+                    let score = scores.remove(&source).unwrap_or_else(|| panic!("I1: {source:?} was not scored"));
+                    assert_eq!(score.transaction_id, transaction.transaction_id);
+                    let mut row = Vec::new();
+                    backfill.transaction(transaction, &mut row);
+                    check_row(features, &score, &row);
+                    rows.extend(row);
+                    of_rows.push(score);
+                }
+            }
+        }
+    }
+    assert!(scores.is_empty(), "I1: scores of no record: {scores:?}");
+    assert!(dead_letters.is_empty(), "I1: dead letters of no record: {dead_letters:?}");
+    if !rows.is_empty() {
+        let again = model.submit(rows).unwrap().wait().unwrap();
+        for (score, again) in of_rows.iter().zip(again) {
+            assert_eq!(score.score.to_bits(), again.to_bits(), "the same vector scores the same: {score:?}");
+        }
+    }
+    records
+}
+
+fn check_row(features: &FeatureSet, score: &Score, row: &[f32]) {
+    let logged = score.features.as_ref().expect("vectors are logged here");
+    assert_eq!(logged.len(), row.len());
+    for ((logged, expected), spec) in logged.iter().zip(row).zip(features.layout().features()) {
+        let equal = match logged {
+            Some(value) => value.to_bits() == expected.to_bits(),
+            None => expected.is_nan(),
+        };
+        assert!(equal, "I2, I5: {} of {:?} is {logged:?}, offline {expected}", spec.name, score.source);
+    }
+}
+
+fn check_dead_letter(found: Option<Record>, value: &[u8], reason: DeadLetterReason, source: &SourcePosition) {
+    let record = found.unwrap_or_else(|| panic!("I1: {source:?} must be a dead letter for {}", reason.as_str()));
+    assert_eq!(record.value, value, "a dead letter has the value it came with");
+    assert_eq!(header(&record, headers::EXCEPTION_CLASS_NAME), reason.as_str(), "{source:?}");
+}
+
+fn header<'a>(record: &'a Record, name: &str) -> &'a str {
+    let found = record.headers.iter().find(|(known, _)| known == name);
+    std::str::from_utf8(&found.unwrap_or_else(|| panic!("no header {name}")).1).unwrap()
+}
+
+fn read_all(log: &dyn Log, topic: &str) -> Vec<Record> {
+    let mut all = Vec::new();
+    for (partition, kept) in log.topic(topic).unwrap().offsets.into_iter().enumerate() {
+        let partition = TopicPartition { topic: topic.to_owned(), partition: partition as u32 };
+        let mut next = kept.start;
+        while next < kept.end {
+            let records = log.read(&partition, next, 1000).unwrap();
+            next = records.last().expect("records up to the end").offset + 1;
+            all.extend(records);
+        }
+    }
+    all
+}
