@@ -53,6 +53,11 @@ impl EntityTable {
         self.slots.get(key).map(|slot| &slot.state)
     }
 
+    /// The state of `key` includes all events of its partition below this offset.
+    pub fn stamp(&self, key: &Id) -> Option<u64> {
+        self.slots.get(key).map(|slot| slot.stamp)
+    }
+
     /// Applies the event at `offset` to the state of `key`, which must be in memory, unless the
     /// state includes the event already (it was written ahead of the watermark); tells whether.
     #[inline]

@@ -10,6 +10,7 @@ use crate::Result;
 use crate::ingest::{DeadLetter, Event};
 use crate::log::{Commit, Committed, Consumer, Header, Outbox, TopicPartition};
 use crate::score::Scored;
+use crate::worker::checkpointed_offsets;
 
 /// What a score is written with.
 #[derive(Clone, Debug)]
@@ -72,11 +73,13 @@ pub fn emit(
     for dead_letter in &batch.dead_letters {
         write_dead_letter(outbox, topics::TRANSACTIONS, dead_letter, "scorer", "ingest");
     }
-    let offsets: Vec<(TopicPartition, u64)> = batch
-        .next
-        .iter()
-        .map(|&(partition, next)| (TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition }, next))
-        .collect();
+    // A checkpoint may hold partitions that are not in this batch; it is fenced by all of them.
+    let mut offsets = checkpoint.map(checkpointed_offsets).unwrap_or_default();
+    for &(partition, next) in &batch.next {
+        if !offsets.iter().any(|(known, _)| known.partition == partition) {
+            offsets.push((TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition }, next));
+        }
+    }
     let committed = consumer.commit(&Commit { outputs: outbox, offsets: &offsets, checkpoint });
     outbox.clear();
     Ok(Emitted {

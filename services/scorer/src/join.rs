@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use feature_store::{Entity, FeatureSet, OnlineStore, ViewRead, ViewReader, Wanted};
-use schemas::{EventTime, Id};
+use schemas::EventTime;
 
 use crate::Result;
 use crate::ingest::{DeadLetter, Event, Ingested, PartitionIngest};
@@ -29,6 +29,9 @@ pub enum Join {
     /// A view has yet to reach the event time that the batch needs; nothing was changed, and the
     /// same batch is to be joined again.
     ViewBehind { batch: Ingested, reached: EventTime, wanted: EventTime },
+    /// The store has a state that includes an event of the batch: another owner has scored it
+    /// meanwhile, and this one has yet to hear that the partition is no longer its own.
+    Overtaken { partition: u32, stamp: u64 },
 }
 
 /// Joins a batch: states are brought into memory first, in one read each; then every event, in
@@ -79,30 +82,18 @@ pub fn join(
         }
         if let Some(view) = card_view {
             let states = partitions.get_mut(&event.partition).expect("a batch has records of owned partitions only");
-            apply(&mut states.table, &transaction.card_id, event, |state, position| {
+            let applied = states.table.update(&transaction.card_id, event.offset, |state| {
+                let position = state.insert(transaction.event_time, transaction.amount);
                 view.evaluate(Some(state), transaction.event_time, Some(position), row);
             });
+            if applied.is_none() {
+                let stamp = states.table.stamp(&transaction.card_id).unwrap_or_default();
+                return Ok(Join::Overtaken { partition: event.partition, stamp });
+            }
         }
     }
     for (partition, next) in &batch.next {
         partitions.get_mut(partition).expect("a batch has records of owned partitions only").advance(*next);
     }
     Ok(Join::Done(Joined { events: batch.events, values, dead_letters: batch.dead_letters, next: batch.next }))
-}
-
-/// Inserts the event into its card's windows and reads them.
-#[inline]
-fn apply(
-    table: &mut feature_store::EntityTable,
-    card: &Id,
-    event: &Event,
-    read: impl FnOnce(&feature_store::WindowState, usize),
-) {
-    let applied = table.update(card, event.offset, |state| {
-        let position = state.insert(event.transaction.event_time, event.transaction.amount);
-        read(state, position);
-    });
-    // Recovery ends at the committed offset and every stamp lies below it (I3), so no state can
-    // include an event that is yet to be scored.
-    assert!(applied.is_some(), "I3: the state of a card includes an event that was not committed");
 }

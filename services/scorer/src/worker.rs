@@ -269,6 +269,10 @@ impl Worker {
                 self.waiting = Some((batch, since_us));
                 return Ok(Step::WaitingForView);
             }
+            Join::Overtaken { partition, stamp } => {
+                self.overtaken(partition, stamp)?;
+                return Ok(Step::Progressed);
+            }
         };
         if force {
             tracing::warn!(waited_s = waited.as_secs(), "the terminal view lags; events are scored with what it has");
@@ -310,10 +314,12 @@ impl Worker {
         Ok(())
     }
 
-    /// A commit of nothing but the states.
+    /// A commit of nothing but the states, and of their offsets once more: so it is fenced, should
+    /// one of the partitions be another's by now.
     fn checkpoint(&mut self) -> Result<()> {
         let checkpoint = self.take_checkpoint();
-        let commit = crate::log::Commit { outputs: &self.outbox, offsets: &[], checkpoint: Some(&checkpoint) };
+        let offsets = checkpointed_offsets(&checkpoint);
+        let commit = crate::log::Commit { outputs: &self.outbox, offsets: &offsets, checkpoint: Some(&checkpoint) };
         match self.consumer.commit(&commit) {
             Err(LogError::Fenced(partition)) => self.rejoin(&partition),
             committed => self.store(&checkpoint, committed?),
@@ -391,6 +397,19 @@ impl Worker {
         self.metrics.alerts.increment(emitted.alerts);
     }
 
+    /// A stored state is ahead of this worker. That is another owner's work, unless it was never
+    /// committed.
+    fn overtaken(&mut self, partition: u32, stamp: u64) -> Result<()> {
+        let partition = TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition };
+        let committed = self.context.log.committed(GROUP, &partition)?.unwrap_or(0);
+        if committed < stamp {
+            self.metrics.violations[1].increment(1);
+            let view = self.card_view().to_string();
+            return Err(ScorerError::StoreAhead { view, partition, stored: stamp, committed });
+        }
+        self.rejoin(&partition)
+    }
+
     /// Another worker owns one of the partitions now: what is in memory may be ahead of what was
     /// committed, so all of it goes, and the worker begins anew as a new member of the group.
     fn rejoin(&mut self, fenced: &TopicPartition) -> Result<()> {
@@ -402,6 +421,11 @@ impl Worker {
         self.outbox.clear();
         self.consumer = self.context.log.join(GROUP, &[topics::TRANSACTIONS])?;
         Ok(())
+    }
+
+    /// Under which the card windows and their watermarks stand in the store.
+    fn card_view(&self) -> Id {
+        self.context.features.view_of(Entity::CardId).map_or(Id::const_new("card"), |view| view.name().clone())
     }
 
     fn rebalance(&mut self, assigned: Vec<TopicPartition>, revoked: &[TopicPartition]) -> Result<()> {
@@ -423,7 +447,7 @@ impl Worker {
             allowed_lateness: self.context.features.allowed_lateness(),
             future_skew: self.options.future_skew,
         };
-        let view = self.context.features.view_of(Entity::CardId).map_or(Id::const_new("card"), |view| view.name().clone());
+        let view = self.card_view();
         for partition in assigned {
             let number = partition.partition;
             let states = PartitionStates::recover(
@@ -446,4 +470,13 @@ impl Worker {
         self.context.stats.assigned.store(true, Relaxed);
         Ok(())
     }
+}
+
+/// The offsets that a checkpoint's states stand at, which are committed with it.
+pub(crate) fn checkpointed_offsets(checkpoint: &Checkpoint) -> Vec<(TopicPartition, u64)> {
+    let of = |written: &feature_store::PartitionCheckpoint| {
+        let partition = TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition: written.partition };
+        (partition, written.watermark.offset)
+    };
+    checkpoint.partitions.iter().map(of).collect()
 }
