@@ -31,6 +31,11 @@ pub fn submit(model: &ModelThread, batch: Assembled) -> Result<Scoring> {
 }
 
 impl Scoring {
+    /// Whether records of this partition are in the batch.
+    pub fn holds(&self, partition: u32) -> bool {
+        self.batch.next.iter().any(|(of, _)| *of == partition)
+    }
+
     /// Waits for the scores.
     pub fn wait(self) -> Result<Scored> {
         let scores = self.pending.map(Pending::wait).transpose()?.unwrap_or_default();

@@ -430,14 +430,12 @@ impl Worker {
 
     fn rebalance(&mut self, assigned: Vec<TopicPartition>, revoked: &[TopicPartition]) -> Result<()> {
         self.metrics.rebalances.increment(1);
-        // What is under way is committed while it may be. If a revoked partition is in it, the
-        // commit is fenced and everything is begun anew, the new assignment included.
-        while let Some(scoring) = self.in_flight.pop_front() {
-            let before = self.partitions.len();
-            self.finish(scoring, false)?;
-            if before > 0 && self.partitions.is_empty() {
-                return Ok(());
-            }
+        // What is under way on a partition that was revoked is another's to score, even if the
+        // partition was given back at once: the poll that said so has renewed the ownership, and
+        // the commit would not be fenced.
+        let taken = |partition: &&TopicPartition| self.in_flight.iter().any(|batch| batch.holds(partition.partition));
+        if let Some(partition) = revoked.iter().find(taken) {
+            return self.rejoin(partition);
         }
         for partition in revoked {
             self.partitions.remove(&partition.partition);
