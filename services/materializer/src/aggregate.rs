@@ -23,7 +23,8 @@ pub struct Aggregator {
     consumer: Box<dyn Consumer>,
     view: Id,
     keep: Duration,
-    /// Event time after which the view is written, however little real time has passed.
+    /// Event time after which the view is written, however little real time has passed: half the
+    /// staleness, so that whoever waits for the view finds it written once it is aggregated.
     stride: Duration,
     partitions: BTreeMap<u32, PartitionStates<EntityStream>>,
     /// Event time that the store's copy of the view is complete to.
@@ -48,7 +49,7 @@ impl Aggregator {
             options,
             view: name,
             keep,
-            stride: staleness / 8,
+            stride: staleness / 2,
             partitions: BTreeMap::new(),
             published: EventTime::MIN,
             checkpointed_us: 0,
@@ -73,7 +74,7 @@ impl Aggregator {
         let ahead = self.complete_to() >= self.published.saturating_add(self.stride);
         let since_us = (self.context.clock)() - self.checkpointed_us;
         let waited = Duration::from_micros(u64::try_from(since_us).unwrap_or(0));
-        let due = records.is_empty() || ahead || waited >= self.options.checkpoint_interval;
+        let due = ahead || waited >= self.options.checkpoint_interval;
         if due && self.partitions.values().any(PartitionStates::is_ahead_of_store) {
             self.checkpoint()?;
         }

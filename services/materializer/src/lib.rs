@@ -47,7 +47,7 @@ impl Default for MaterializerOptions {
         MaterializerOptions {
             batch_records_max: 2048,
             state_bytes_max: 256 << 20,
-            checkpoint_interval: Duration::from_millis(200),
+            checkpoint_interval: Duration::from_secs(1),
             future_skew: Duration::from_secs(300),
         }
     }
