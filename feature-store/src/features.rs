@@ -75,7 +75,8 @@ enum Operation {
 impl FeatureSet {
     /// The Handbook's features, which the bundled model was trained on.
     pub fn bundled() -> FeatureSet {
-        FeatureSet::parse(DEFAULT_DEFINITIONS, "handbook.yaml").expect("the bundled definitions are valid; a test reads them")
+        FeatureSet::parse(DEFAULT_DEFINITIONS, "handbook.yaml")
+            .expect("the bundled definitions are valid; a test reads them")
     }
 
     pub fn load(path: &Path) -> Result<FeatureSet, DefinitionError> {
@@ -95,7 +96,8 @@ impl FeatureSet {
             place: error.location().map(|at| format!(":{}:{}", at.line(), at.column())).unwrap_or_default(),
             message: error.without_snippet().to_string(),
         })?;
-        Compiler { file, slots: HashMap::new(), names: Vec::new(), specs: Vec::new() }.compile(definitions)
+        Compiler { file, slots: HashMap::new(), names: Vec::new(), specs: Vec::new(), signed: Vec::new() }
+            .compile(definitions)
     }
 
     pub fn layout(&self) -> &FeatureLayout {
@@ -165,7 +167,7 @@ impl View {
 
     /// How far behind an event's time the view may be when it is read for it. Values are the same
     /// wherever in that time it is: labels count once they have been known for so long, and
-    /// windows of transactions end at least as long ago.
+    /// windows of transactions end longer ago, by more than the allowed lateness.
     pub fn staleness(&self) -> Duration {
         self.staleness
     }
@@ -226,6 +228,8 @@ struct Compiler<'a> {
     slots: HashMap<String, usize>,
     names: Vec<String>,
     specs: Vec<FeatureSpec>,
+    /// Slots of values that can be negative; a logarithm of those can be missing.
+    signed: Vec<usize>,
 }
 
 impl Compiler<'_> {
@@ -239,13 +243,21 @@ impl Compiler<'_> {
         let lateness = definitions.allowed_lateness;
         let mut requests = Vec::new();
         for request in &definitions.request {
-            self.declare(&request.name, request.name.value.clone(), format!("{:?}", request.value).to_lowercase(), false)?;
+            self.declare(
+                &request.name,
+                request.name.value.clone(),
+                format!("{:?}", request.value).to_lowercase(),
+                false,
+            )?;
             requests.push(request.value);
         }
         let mut views: Vec<View> = Vec::new();
         for definition in &definitions.views {
             if views.iter().any(|view| view.entity == definition.entity || view.name == definition.name.value) {
-                let message = format!("there is a view of this name or of entity {} already; put its windows there", definition.entity);
+                let message = format!(
+                    "there is a view of this name or of entity {} already; put its windows there",
+                    definition.entity
+                );
                 return Err(self.error(&definition.name, message));
             }
             views.push(self.view(definition, lateness)?);
@@ -273,7 +285,10 @@ impl Compiler<'_> {
         let staleness = match (owned, definition.staleness) {
             (true, None) => Span::default(),
             (true, Some(_)) => {
-                return Err(self.error(name, "the view of card_id is kept by the scorer itself and never stale; leave `staleness` out"));
+                return Err(self.error(
+                    name,
+                    "the view of card_id is kept by the scorer itself and never stale; leave `staleness` out",
+                ));
             }
             (false, Some(staleness)) => staleness,
             (false, None) => {
@@ -295,14 +310,21 @@ impl Compiler<'_> {
         Ok(view)
     }
 
-    fn windows(&mut self, view: &mut View, windows: &Windows, staleness: Span, lateness: Span) -> Result<(), DefinitionError> {
+    fn windows(
+        &mut self,
+        view: &mut View,
+        windows: &Windows,
+        staleness: Span,
+        lateness: Span,
+    ) -> Result<(), DefinitionError> {
         let at = &windows.name;
         let owned = view.entity == Entity::CardId;
-        if !owned && windows.offset.0 < staleness.0 + lateness.0 {
+        // An event as late as allowed may still come for the very millisecond that far back.
+        if !owned && windows.offset.0 <= staleness.0 + lateness.0 {
             return Err(self.error(
                 at,
                 format!(
-                    "the window ends {} ago, but the view may be {staleness} stale and events {lateness} late: with `offset: {}` or more its values are exact",
+                    "the window ends {} ago, but the view may be {staleness} stale and events {lateness} late: its values are exact with an `offset` of more than {}",
                     windows.offset,
                     Span(staleness.0 + lateness.0),
                 ),
@@ -312,7 +334,9 @@ impl Compiler<'_> {
             return Err(self.error(at, "labels are joined by terminal; declare this under the view of terminal_id"));
         }
         if !windows.include_current && !windows.offset.0.is_zero() {
-            return Err(self.error(at, "a window with an offset never holds the current event; leave `include_current` out"));
+            return Err(
+                self.error(at, "a window with an offset never holds the current event; leave `include_current` out")
+            );
         }
         if windows.empty.is_some() && !windows.aggregate.is_nullable() {
             return Err(self.error(at, format!("a {} over no events is 0; leave `empty` out", windows.aggregate)));
@@ -340,6 +364,9 @@ impl Compiler<'_> {
             }
             let nullable = windows.aggregate.is_nullable() && windows.empty.is_none();
             let slot = self.declare(at, name, definition, nullable)?;
+            if windows.empty.is_some_and(f64::is_sign_negative) {
+                self.signed.push(slot);
+            }
             let mut range = Range {
                 offset: windows.offset.0,
                 over: over.0,
@@ -384,7 +411,9 @@ impl Compiler<'_> {
             }
         }
         if several && text == name.value {
-            return Err(self.error(name, "several windows need different names: put `{days}` or `{hours}` into this one"));
+            return Err(
+                self.error(name, "several windows need different names: put `{days}` or `{hours}` into this one")
+            );
         }
         Ok(text)
     }
@@ -402,11 +431,13 @@ impl Compiler<'_> {
             }
             (None, None, Some(a)) => {
                 let slot = self.slot(a)?;
-                (Operation::Log1p(slot), format!("log1p({})", a.value), self.specs[slot].nullable)
+                let nullable = self.specs[slot].nullable || self.signed.contains(&slot);
+                (Operation::Log1p(slot), format!("log1p({})", a.value), nullable)
             }
             _ => return Err(self.error(name, "a derived feature has exactly one of `ratio`, `difference` and `log1p`")),
         };
         let slot = self.declare(name, name.value.clone(), text, nullable)?;
+        self.signed.push(slot);
         Ok((slot, operation))
     }
 
@@ -418,7 +449,13 @@ impl Compiler<'_> {
         })
     }
 
-    fn declare(&mut self, at: &Spanned<String>, name: String, definition: String, nullable: bool) -> Result<usize, DefinitionError> {
+    fn declare(
+        &mut self,
+        at: &Spanned<String>,
+        name: String,
+        definition: String,
+        nullable: bool,
+    ) -> Result<usize, DefinitionError> {
         if name.is_empty() || name.contains([':', '{', '}']) || name.contains(char::is_whitespace) {
             return Err(self.error(at, format!("`{name}` is no name for a feature: no spaces, colons or braces")));
         }

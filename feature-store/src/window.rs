@@ -19,6 +19,8 @@ pub struct WindowState {
     base: i64,
     /// By transaction time, then id, then the time at which they became known.
     labels: Vec<LabelEntry>,
+    /// Memory of those labels' ids that are not held inline.
+    label_id_bytes: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +64,7 @@ impl WindowState {
     pub fn insert_label(&mut self, transaction_id: &Id, transaction_time: EventTime, known: EventTime, fraud: bool) {
         let entry = LabelEntry { transaction_time, transaction_id: transaction_id.clone(), known, fraud };
         if let Err(position) = self.labels.binary_search(&entry) {
+            self.label_id_bytes += heap_bytes(transaction_id);
             self.labels.insert(position, entry);
         }
     }
@@ -74,12 +77,16 @@ impl WindowState {
             self.base = event.total;
             self.events.pop_front();
         }
-        if self.labels.first().is_some_and(|label| label.transaction_time <= through) {
-            self.labels.retain(|label| label.transaction_time > through);
+        let old = self.labels.partition_point(|label| label.transaction_time <= through);
+        for label in self.labels.drain(..old) {
+            self.label_id_bytes -= heap_bytes(&label.transaction_id);
         }
-        // A card that was busy once gives its memory back.
+        // An entity that was busy once gives its memory back.
         if self.events.capacity() > 32 && self.events.len() < self.events.capacity() / 4 {
             self.events.shrink_to(self.events.len() * 2);
+        }
+        if self.labels.capacity() > 32 && self.labels.len() < self.labels.capacity() / 4 {
+            self.labels.shrink_to(self.labels.len() * 2);
         }
     }
 
@@ -144,6 +151,7 @@ impl WindowState {
         size_of::<WindowState>()
             + self.events.capacity() * size_of::<Event>()
             + self.labels.capacity() * size_of::<LabelEntry>()
+            + self.label_id_bytes
     }
 
     /// Appends the state in its binary form, version 1: a count, then per transaction the distance
@@ -154,7 +162,7 @@ impl WindowState {
         write_unsigned(out, self.events.len() as u64);
         let (mut time, mut total) = (0, self.base);
         for event in &self.events {
-            write_scaled(out, event.time.as_millis() - time, 1000);
+            write_scaled(out, event.time.as_millis().wrapping_sub(time), 1000);
             write_scaled(out, event.total.wrapping_sub(total), Amount::SCALE / 100);
             (time, total) = (event.time.as_millis(), event.total);
         }
@@ -162,8 +170,8 @@ impl WindowState {
         let mut time = 0;
         for label in &self.labels {
             let transaction_time = label.transaction_time.as_millis();
-            write_scaled(out, transaction_time - time, 1000);
-            write_scaled(out, label.known.as_millis() - transaction_time, 1000);
+            write_scaled(out, transaction_time.wrapping_sub(time), 1000);
+            write_scaled(out, label.known.as_millis().wrapping_sub(transaction_time), 1000);
             out.push(u8::from(label.fraud));
             write_unsigned(out, label.transaction_id.len() as u64);
             out.extend_from_slice(label.transaction_id.as_bytes());
@@ -191,12 +199,14 @@ impl WindowState {
         for _ in 0..count {
             time = time.wrapping_add(read_scaled(&mut reader, 1000)?);
             let known = time.wrapping_add(read_scaled(&mut reader, 1000)?);
-            state.labels.push(LabelEntry {
+            let label = LabelEntry {
                 transaction_time: EventTime::from_millis(time),
                 known: EventTime::from_millis(known),
                 fraud: reader.byte()? != 0,
                 transaction_id: reader.text()?.into(),
-            });
+            };
+            state.label_id_bytes += heap_bytes(&label.transaction_id);
+            state.labels.push(label);
         }
         reader.finish()?;
         if !state.labels.is_sorted() || !state.events.iter().is_sorted_by_key(|event| event.time) {
@@ -214,6 +224,11 @@ impl PartialEq for WindowState {
         };
         self.labels == other.labels && events(self) == events(other)
     }
+}
+
+/// What an id takes beyond its own size. By its length, which a copy has too.
+fn heap_bytes(id: &Id) -> usize {
+    if id.is_heap_allocated() { id.len() } else { 0 }
 }
 
 /// Writes `value`, divided by `unit` where that goes, which the lowest bit tells.
