@@ -118,8 +118,12 @@ impl EntityTable {
         if self.bytes > budget {
             // A tenth more than needed, so that the scan below is rare.
             let mut surplus = self.bytes - budget + budget / 10;
-            let mut candidates: Vec<(u32, Id)> =
-                self.slots.iter().filter(|(_, slot)| !slot.unwritten).map(|(key, slot)| (slot.used, key.clone())).collect();
+            let mut candidates: Vec<(u32, Id)> = self
+                .slots
+                .iter()
+                .filter(|(_, slot)| !slot.unwritten)
+                .map(|(key, slot)| (slot.used, key.clone()))
+                .collect();
             candidates.sort_unstable_by_key(|(used, _)| *used);
             for (_, key) in candidates {
                 if surplus == 0 {

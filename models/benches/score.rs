@@ -19,7 +19,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut scorer = Scorer::open(&artifact, Device::Cpu)?;
     let thread = ModelThread::start(artifact.clone(), &options)?;
     let width = artifact.layout().width();
-    println!("{}, {width} columns, best of {REPEATS}", artifact.version());
+    println!("{}, {width} columns, best of {REPEATS}", artifact.label());
     println!("{:>6} {:>16} {:>16}", "batch", "scorer ns/row", "thread ns/row");
     for batch in BATCHES {
         let rows: Vec<f32> = (0..batch * width).map(|x| (x as f32 * 0.37).sin().abs() * 100.0).collect();

@@ -178,7 +178,7 @@ impl Artifact {
     }
 
     /// `name@version`.
-    pub fn version(&self) -> &str {
+    pub fn label(&self) -> &str {
         &self.label
     }
 

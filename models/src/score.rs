@@ -70,7 +70,7 @@ impl Scorer {
                 (Box::new(cpu(artifact)?), "cpu".into())
             }
         };
-        tracing::info!(model = artifact.version(), device, blocks = ?blocks.sizes(), "model ready");
+        tracing::info!(model = artifact.label(), device, blocks = ?blocks.sizes(), "model ready");
         Ok(Scorer {
             layout: artifact.layout().clone(),
             normalization: artifact.normalization().clone(),

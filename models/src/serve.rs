@@ -74,7 +74,7 @@ impl ModelThread {
     pub fn start(artifact: Artifact, options: &ServeOptions) -> Result<ModelThread, ModelError> {
         let device = options.device;
         let shared = |device: String| Shared {
-            version: artifact.version().to_string(),
+            version: artifact.label().to_string(),
             threshold: artifact.threshold(),
             layout: artifact.layout().clone(),
             device,
@@ -281,7 +281,7 @@ mod tests {
     {
         let artifact = Artifact::random(2, &[], 1);
         let shared = move |device| Shared {
-            version: artifact.version().into(),
+            version: artifact.label().into(),
             threshold: artifact.threshold(),
             layout: artifact.layout().clone(),
             device,

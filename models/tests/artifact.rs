@@ -73,7 +73,7 @@ fn what_is_loaded_scores_bit_for_bit_like_what_was_saved() {
     let (_folder, path) = saved();
     let loaded = Artifact::load(&path).unwrap();
     assert_eq!(score_bits(&loaded), score_bits(trained()));
-    assert_eq!((loaded.version(), loaded.layout()), ("cards@2", trained().layout()));
+    assert_eq!((loaded.label(), loaded.layout()), ("cards@2", trained().layout()));
     assert_eq!(loaded.threshold().to_bits(), trained().threshold().to_bits());
     assert_eq!(loaded.metrics().validation.count, 1_500);
     // Saved again, the weights are the same bytes.

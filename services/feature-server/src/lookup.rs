@@ -135,7 +135,8 @@ fn resolve<'a>(features: &'a FeatureSet, name: &str) -> Result<(&'a View, usize)
 
 fn ids_of(request: &LookupRequest, view: &View) -> Result<Vec<String>, LookupError> {
     let key = view.entity().to_string();
-    let ids = request.entities.get(&key).ok_or_else(|| refused(format!("view `{}` is looked up by `{key}`", view.name())))?;
+    let ids =
+        request.entities.get(&key).ok_or_else(|| refused(format!("view `{}` is looked up by `{key}`", view.name())))?;
     ids.iter()
         .map(|id| match id {
             Value::String(text) => Ok(text.clone()),

@@ -95,7 +95,11 @@ fn open(args: &TailArgs) -> anyhow::Result<Source> {
         Err(LogError::InUse(_)) => {
             let note = dir.join(RUNNING_FILE);
             let url = std::fs::read_to_string(&note).with_context(|| {
-                format!("{} is in use by another process, and {} does not say where it listens", dir.display(), note.display())
+                format!(
+                    "{} is in use by another process, and {} does not say where it listens",
+                    dir.display(),
+                    note.display()
+                )
             })?;
             Ok(Source::Http(url.trim().to_owned()))
         }
@@ -109,9 +113,9 @@ impl Source {
             Source::Log(log) => page(&**log, topic, from),
             Source::Http(url) => {
                 let url = format!("{url}/topics/{topic}/records?from={from}");
-                let mut response = ureq::get(&url)
-                    .call()
-                    .with_context(|| format!("asking {url}; is `fraudline up` running there? Else name its --data-dir"))?;
+                let mut response = ureq::get(&url).call().with_context(|| {
+                    format!("asking {url}; is `fraudline up` running there? Else name its --data-dir")
+                })?;
                 Ok(serde_json::from_str(&response.body_mut().with_config().limit(64 << 20).read_to_string()?)?)
             }
         }

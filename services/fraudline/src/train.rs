@@ -117,7 +117,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     bar.finish_and_clear();
     artifact.save(&args.output)?;
     let metrics = artifact.metrics();
-    println!("{} in {}", artifact.version(), args.output.display());
+    println!("{} in {}", artifact.label(), args.output.display());
     println!(
         "validation: AUC {:.4}, average precision {:.4}; at the threshold {:.4}: precision {:.3}, recall {:.3}",
         metrics.validation.auc,

@@ -163,7 +163,8 @@ impl Rekeyer {
     /// it. `false`: the group was joined anew.
     fn commit(&mut self) -> Result<bool> {
         let partitions = self.partitions.values_mut().filter(|states| states.is_ahead_of_store());
-        let checkpoint = Checkpoint { partitions: partitions.map(|states| states.checkpoint(|_| EventTime::MIN)).collect() };
+        let checkpoint =
+            Checkpoint { partitions: partitions.map(|states| states.checkpoint(|_| EventTime::MIN)).collect() };
         let offsets: Vec<(TopicPartition, u64)> = std::mem::take(&mut self.offsets).into_iter().collect();
         let commit = Commit { outputs: &self.outbox, offsets: &offsets, checkpoint: Some(&checkpoint) };
         let committed = match self.consumer.commit(&commit) {

@@ -35,15 +35,8 @@ pub struct Emitted {
     pub committed: Committed,
 }
 
-/// Writes a batch's outputs and commits it. `outbox` is an empty buffer, and is again afterwards.
-pub fn emit(
-    options: &EmitOptions,
-    consumer: &mut dyn Consumer,
-    outbox: &mut Outbox,
-    batch: Scored,
-    checkpoint: Option<&Checkpoint>,
-    now_us: i64,
-) -> Result<Emitted> {
+/// Writes a batch's scores, alerts and dead letters to `outbox`; returns how many alerts.
+pub fn write(options: &EmitOptions, outbox: &mut Outbox, batch: &Scored, now_us: i64) -> u64 {
     let transactions = Id::const_new(topics::TRANSACTIONS);
     let mut alerts = 0;
     let mut rows = batch.rows.chunks_exact(options.layout.width().max(1));
@@ -73,6 +66,19 @@ pub fn emit(
     for dead_letter in &batch.dead_letters {
         write_dead_letter(outbox, topics::TRANSACTIONS, dead_letter, "scorer", "ingest");
     }
+    alerts
+}
+
+/// Writes a batch's outputs and commits it. `outbox` is an empty buffer, and is again afterwards.
+pub fn emit(
+    options: &EmitOptions,
+    consumer: &mut dyn Consumer,
+    outbox: &mut Outbox,
+    batch: Scored,
+    checkpoint: Option<&Checkpoint>,
+    now_us: i64,
+) -> Result<Emitted> {
+    let alerts = write(options, outbox, &batch, now_us);
     // A checkpoint may hold partitions that are not in this batch; it is fenced by all of them.
     let mut offsets = checkpoint.map(checkpointed_offsets).unwrap_or_default();
     for &(partition, next) in &batch.next {
@@ -129,13 +135,7 @@ fn write_alert(
 /// Writes a record that `service` could not process to the dead letters: its key, value, headers
 /// and timestamp as they were, and Kafka Connect's headers, which say where it stood and why. A
 /// header already there is not overwritten.
-pub fn write_dead_letter(
-    outbox: &mut Outbox,
-    topic: &str,
-    dead_letter: &DeadLetter,
-    service: &str,
-    stage: &str,
-) {
+pub fn write_dead_letter(outbox: &mut Outbox, topic: &str, dead_letter: &DeadLetter, service: &str, stage: &str) {
     let DeadLetter { record, rejection } = dead_letter;
     let mut all: Vec<Header> = record.headers.clone();
     for (name, value) in [

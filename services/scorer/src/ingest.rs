@@ -87,7 +87,10 @@ impl PartitionIngest {
             .map_err(|error| Rejection { reason: DeadLetterReason::from(&error), message: error.to_string() })?;
         if record.key != transaction.card_id.as_bytes() {
             let key = String::from_utf8_lossy(&record.key[..record.key.len().min(100)]).into_owned();
-            let message = format!("the record's key is `{key}`, its card_id `{}`: events of a card must stand in one partition", transaction.card_id);
+            let message = format!(
+                "the record's key is `{key}`, its card_id `{}`: events of a card must stand in one partition",
+                transaction.card_id
+            );
             return Err(Rejection { reason: DeadLetterReason::KeyMismatch, message });
         }
         let time = transaction.event_time;
@@ -97,7 +100,8 @@ impl PartitionIngest {
             return Err(Rejection { reason: DeadLetterReason::InFuture, message });
         }
         if time < self.newest - self.rules.allowed_lateness {
-            let message = format!("the event at {time} is later than allowed: the newest of its partition is at {}", self.newest);
+            let message =
+                format!("the event at {time} is later than allowed: the newest of its partition is at {}", self.newest);
             return Err(Rejection { reason: DeadLetterReason::TooLate, message });
         }
         self.newest = self.newest.max(time);

@@ -28,10 +28,17 @@ pub enum Join {
     Done(Joined),
     /// A view has yet to reach the event time that the batch needs; nothing was changed, and the
     /// same batch is to be joined again.
-    ViewBehind { batch: Ingested, reached: EventTime, wanted: EventTime },
+    ViewBehind {
+        batch: Ingested,
+        reached: EventTime,
+        wanted: EventTime,
+    },
     /// The store has a state that includes an event of the batch: another owner has scored it
     /// meanwhile, and this one has yet to hear that the partition is no longer its own.
-    Overtaken { partition: u32, stamp: u64 },
+    Overtaken {
+        partition: u32,
+        stamp: u64,
+    },
 }
 
 /// Joins a batch: states are brought into memory first, in one read each; then every event, in

@@ -99,9 +99,8 @@ pub(crate) struct PartitionMetrics {
 
 impl PartitionMetrics {
     pub(crate) fn bind(group: &str, partition: u32) -> PartitionMetrics {
-        let handle = |name: &'static str| {
-            gauge!(name, "group" => group.to_owned(), "partition" => partition.to_string())
-        };
+        let handle =
+            |name: &'static str| gauge!(name, "group" => group.to_owned(), "partition" => partition.to_string());
         PartitionMetrics { committed: handle(COMMITTED_OFFSET), stored: handle(STORED_OFFSET), lag: handle(LAG) }
     }
 }

@@ -261,8 +261,7 @@ impl Worker {
             states.table.begin_batch(share);
         }
         let features = &self.context.features;
-        let joined =
-            join(features, &*self.context.store, &mut self.partitions, self.terminals.as_mut(), batch, force)?;
+        let joined = join(features, &*self.context.store, &mut self.partitions, self.terminals.as_mut(), batch, force)?;
         let joined = match joined {
             Join::Done(joined) => joined,
             Join::ViewBehind { batch, .. } => {
@@ -331,9 +330,8 @@ impl Worker {
     fn take_checkpoint(&mut self) -> Checkpoint {
         let keep = self.context.features.view_of(Entity::CardId).map_or(Duration::ZERO, |view| view.keep());
         let partitions = self.partitions.values_mut().filter(|states| states.is_ahead_of_store());
-        let through = |state: &feature_store::WindowState| {
-            state.newest().map_or(schemas::EventTime::MIN, |newest| newest - keep)
-        };
+        let through =
+            |state: &feature_store::WindowState| state.newest().map_or(schemas::EventTime::MIN, |newest| newest - keep);
         Checkpoint { partitions: partitions.map(|states| states.checkpoint(through)).collect() }
     }
 

@@ -110,7 +110,9 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     });
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new();
     let recorder = recorder
-        .set_buckets(&[1e-5, 1e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 100.0, 1000.0])
+        .set_buckets(&[
+            1e-5, 1e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 100.0, 1000.0,
+        ])
         .and_then(metrics_exporter_prometheus::PrometheusBuilder::install_recorder)
         .context("setting up metrics")?;
 
@@ -173,7 +175,10 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     stop.store(true, Relaxed);
     for part in parts.into_iter().chain([feeder]) {
         let name = part.name;
-        part.thread.join().map_err(|_| anyhow!("the {name} panicked"))?.with_context(|| format!("the {name} stopped"))?;
+        part.thread
+            .join()
+            .map_err(|_| anyhow!("the {name} panicked"))?
+            .with_context(|| format!("the {name} stopped"))?;
     }
     while watch.step()? > 0 {}
     log.persist()?;

@@ -62,9 +62,8 @@ impl Report {
         elapsed: Duration,
         resumed_at: u64,
     ) -> anyhow::Result<Report> {
-        let written = |topic: &str| -> anyhow::Result<u64> {
-            Ok(log.topic(topic)?.offsets.iter().map(|kept| kept.end).sum())
-        };
+        let written =
+            |topic: &str| -> anyhow::Result<u64> { Ok(log.topic(topic)?.offsets.iter().map(|kept| kept.end).sum()) };
         let label_dead_letters = dead_labels(log)?;
         let scored = stats.scores.load(std::sync::atomic::Ordering::Relaxed)
             + stats.dead_letters.load(std::sync::atomic::Ordering::Relaxed);
