@@ -42,13 +42,13 @@ struct Shared {
     threshold: f32,
     layout: FeatureLayout,
     device: String,
-    /// Why the thread ended, once it has by a failure.
+    /// Why nothing is scored any more, once scoring has failed.
     failure: OnceLock<String>,
 }
 
 impl Shared {
     fn ended(&self) -> ModelError {
-        let reason = self.failure.get().cloned().unwrap_or_else(|| "it was stopped".into());
+        let reason = self.failure.get().cloned().unwrap_or_else(|| "it is gone".into());
         ModelError::ThreadEnded { reason }
     }
 }
@@ -115,7 +115,9 @@ impl ModelThread {
             // `start` waits for the device, and then sends this.
             if let Ok(shared) = started.recv() {
                 let width = shared.layout.width();
-                Loop { submissions, score, width, batch_rows_max, shared, histograms: Histograms::bind() }.run();
+                let (batch, rows, held) = (Vec::new(), Vec::new(), None);
+                let histograms = Histograms::bind();
+                Loop { submissions, score, width, batch_rows_max, shared, histograms, batch, rows, held }.run();
             }
         };
         thread::Builder::new()
@@ -134,6 +136,9 @@ impl ModelThread {
     /// doesn't allow, and when the thread has ended.
     pub fn submit(&self, rows: Vec<f32>) -> Result<Pending, ModelError> {
         check_rows(&self.shared.layout, &rows)?;
+        if self.shared.failure.get().is_some() {
+            return Err(self.shared.ended());
+        }
         let (answer, pending) = bounded(1);
         let submission = Submission { rows, answer, submitted: Instant::now() };
         self.queue.send(submission).map_err(|_| self.shared.ended())?;
@@ -164,7 +169,7 @@ impl ModelThread {
 impl Pending {
     /// Waits for the calibrated probabilities, one per row, in [0, 1].
     pub fn wait(self) -> Result<Vec<f32>, ModelError> {
-        // Answers are dropped only when the thread ends by a failure.
+        // An answer is dropped only when scoring has failed.
         self.answer.recv().map_err(|_| self.shared.ended())
     }
 }
@@ -206,58 +211,71 @@ struct Loop {
     batch_rows_max: usize,
     shared: Arc<Shared>,
     histograms: Histograms,
+    /// The submissions of the batch that runs, and their rows.
+    batch: Vec<Submission>,
+    rows: Vec<f32>,
+    /// Taken off the queue, but too large for that batch: the first of the next.
+    held: Option<Submission>,
 }
 
 impl Loop {
     /// Scores until every handle is dropped, or scoring fails. A failed device is in no known state, so
-    /// the thread then ends: all that wait, and all that come, are told why.
+    /// nothing is scored any more: all that wait, and all that come, are told why.
     fn run(mut self) {
-        let (mut batch, mut rows, mut scores) = (Vec::new(), Vec::new(), Vec::new());
-        let mut taken_too_many = None;
-        while let Some(first) = taken_too_many.take().or_else(|| self.submissions.recv().ok()) {
-            taken_too_many = self.fill(first, &mut batch, &mut rows);
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.serve()));
+        let failure = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(failure)) => failure,
+            Err(panic) => panic_message(&*panic),
+        };
+        tracing::error!(model = self.shared.version, failure, "scoring failed, nothing is scored any more");
+        // Set before the answers are dropped, so that who finds them gone finds the reason.
+        let _ = self.shared.failure.set(failure);
+        self.batch.clear();
+        self.held = None;
+        // A queue keeps what it holds when its receiver goes. So this one stays, to turn away whatever
+        // was sent before its sender knew, until the last handle is dropped.
+        self.submissions.iter().for_each(drop);
+    }
+
+    fn serve(&mut self) -> Result<(), String> {
+        let mut scores = Vec::new();
+        while let Some(first) = self.held.take().or_else(|| self.submissions.recv().ok()) {
+            self.fill(first);
             let begun = Instant::now();
             scores.clear();
-            let scored = catch_unwind(AssertUnwindSafe(|| (self.score)(&rows, &mut scores)));
-            let failure = match scored {
-                Ok(Ok(())) if scores.len() * self.width == rows.len() => None,
-                Ok(Ok(())) => Some(format!("{} scores came back for {} values", scores.len(), rows.len())),
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(panic) => Some(panic_message(&*panic)),
-            };
-            if let Some(failure) = failure {
-                tracing::error!(model = self.shared.version, failure, "scoring failed, the model thread ends");
-                // Set before the answers are dropped, so that whoever finds them gone finds the reason.
-                let _ = self.shared.failure.set(failure);
-                return;
+            (self.score)(&self.rows, &mut scores).map_err(|error| error.to_string())?;
+            if scores.len() * self.width != self.rows.len() {
+                return Err(format!("{} scores came back for {} values", scores.len(), self.rows.len()));
             }
             self.histograms.compute.record(begun.elapsed().as_secs_f64());
             self.histograms.batch_rows.record(scores.len() as f64);
             let mut rest = scores.as_slice();
-            for Submission { rows, answer, .. } in batch.drain(..) {
+            for Submission { rows, answer, .. } in self.batch.drain(..) {
                 let (own, after) = rest.split_at(rows.len() / self.width);
                 // Who no longer waits needs no answer.
                 let _ = answer.send(own.to_vec());
                 rest = after;
             }
         }
+        Ok(())
     }
 
-    /// Takes `first` and what else has queued up, in order; returns the one that no longer fitted.
-    fn fill(&self, first: Submission, batch: &mut Vec<Submission>, rows: &mut Vec<f32>) -> Option<Submission> {
-        rows.clear();
+    /// Makes `first` and what else has queued up, in order, the next batch; holds the one that no longer fits.
+    fn fill(&mut self, first: Submission) {
+        self.rows.clear();
         let mut next = Some(first);
         while let Some(submission) = next {
-            let fits = (rows.len() + submission.rows.len()) / self.width <= self.batch_rows_max;
-            if !fits && !batch.is_empty() {
-                return Some(submission);
+            let fits = (self.rows.len() + submission.rows.len()) / self.width <= self.batch_rows_max;
+            if !fits && !self.batch.is_empty() {
+                self.held = Some(submission);
+                return;
             }
             self.histograms.queue_wait.record(submission.submitted.elapsed().as_secs_f64());
-            rows.extend_from_slice(&submission.rows);
-            batch.push(submission);
+            self.rows.extend_from_slice(&submission.rows);
+            self.batch.push(submission);
             next = self.submissions.try_recv().ok();
         }
-        None
     }
 }
 
@@ -372,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_or_an_error_ends_the_thread_and_tells_everyone() {
+    fn a_panic_or_an_error_is_told_to_all_who_wait_and_come() {
         let panic: fn() -> Result<(), ModelError> = || panic!("the device is on fire");
         let error: fn() -> Result<(), ModelError> =
             || Err(ModelError::Device { device: "fake".into(), problem: "the device is on fire".into() });

@@ -37,7 +37,7 @@ pub(crate) fn sample(seed: u64, count: usize) -> (Dataset, Vec<f32>) {
         let (no_history, new_terminal) = (random.random_bool(0.15), random.random_bool(0.1));
 
         // Large amounts are suspect by day, small ones by night; so is a ratio far from 1, either way.
-        let mut logit = -6.3 + if (amount > 60.0) != night { 1.5 } else { -1.0 };
+        let mut logit = -8.3 + if (amount > 60.0) != night { 1.5 } else { -1.0 };
         logit += if no_history { 2.0 } else { 3.0 * ratio.ln().abs() };
         logit += if new_terminal { 1.0 } else { 5.0 * risk };
         logit += if count > 9.0 { 1.5 } else { 0.0 };
