@@ -1,4 +1,5 @@
 //! What a definition file may say, and what is said of one that is wrong.
+#![allow(clippy::unwrap_used)]
 
 use feature_store::FeatureSet;
 

@@ -1,4 +1,5 @@
 //! Views that others keep, read through the cache: never less complete than asked for.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};

@@ -1,4 +1,5 @@
 //! Windows against an oracle that keeps every event and filters.
+#![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
 //! The feature engine against the values that the Handbook published for its own data.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;

@@ -1,4 +1,5 @@
 //! The artifact on disk: what is written is what is read, and damage is refused.
+#![allow(clippy::unwrap_used)]
 
 mod synthetic;
 

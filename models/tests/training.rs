@@ -1,4 +1,5 @@
 //! Training on a problem whose best possible figures are known.
+#![allow(clippy::unwrap_used)]
 
 mod synthetic;
 
