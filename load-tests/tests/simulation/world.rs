@@ -25,8 +25,8 @@ static MODEL: LazyLock<ModelThread> = LazyLock::new(|| {
     let layout = FEATURES.layout();
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut part = |rows: usize| {
-        let labels: Vec<bool> = (0..rows).map(|row| row % 5 == 0).collect();
-        let value = |row: usize| rng.random_range(0.0..10.0f32) + f32::from(u8::from(row % 5 == 0));
+        let labels: Vec<bool> = (0..rows).map(|row| row.is_multiple_of(5)).collect();
+        let value = |row: usize| rng.random_range(0.0..10.0f32) + f32::from(u8::from(row.is_multiple_of(5)));
         let rows = (0..rows * layout.width()).map(|at| at / layout.width()).map(value).collect();
         Dataset { rows, width: layout.width(), labels }
     };

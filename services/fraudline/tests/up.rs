@@ -66,9 +66,8 @@ fn what_cannot_start_says_why() {
     let url = running.url();
     let refusal = Up::new(&data).refused();
     assert!(refusal.contains("is in use by another process"), "{refusal}");
-    let mut same_port = Up::new(&folder.path().join("other"));
-    same_port.args(["--http", url.trim_start_matches("http://")]);
-    let refusal = same_port.refused();
+    let taken = url.trim_start_matches("http://");
+    let refusal = Up::listening(&folder.path().join("other"), taken).refused();
     assert!(refusal.contains("HTTP can't listen on") && refusal.contains("--http"), "{refusal}");
     running.interrupt();
     running.finish();

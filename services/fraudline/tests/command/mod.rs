@@ -42,9 +42,13 @@ pub struct Up {
 
 impl Up {
     pub fn new(data_dir: &Path) -> Up {
+        Up::listening(data_dir, "127.0.0.1:0")
+    }
+
+    pub fn listening(data_dir: &Path, http: &str) -> Up {
         let report = data_dir.with_extension("report.json");
         let mut command = fraudline();
-        command.args(["up", "--device", "cpu", "--http", "127.0.0.1:0", "--data-dir"]).arg(data_dir);
+        command.args(["up", "--device", "cpu", "--http", http, "--data-dir"]).arg(data_dir);
         command.arg("--report").arg(&report);
         Up { command, report }
     }
