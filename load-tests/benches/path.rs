@@ -27,7 +27,7 @@ const BATCH: usize = 1024;
 const ROUNDS: usize = 5;
 
 fn main() -> anyhow::Result<()> {
-    // `cargo test` runs benches too, to see that they work; it has no use for the figures.
+    // `cargo test --all-targets` runs benches too, to see that they work; it has no use for the figures.
     let quick = std::env::args().any(|arg| arg == "--test") || !std::env::args().any(|arg| arg == "--bench");
     let (events, rounds) = if quick { (20_000, 1) } else { (EVENTS, ROUNDS) };
     let features = Arc::new(FeatureSet::bundled());
@@ -69,14 +69,7 @@ fn full_path(
     model: &ModelThread,
     events: u64,
 ) -> anyhow::Result<f64> {
-    for topic in [
-        topics::TRANSACTIONS,
-        topics::LABELS,
-        topics::SCORES,
-        topics::ALERTS,
-        topics::DEAD_LETTERS,
-        topics::TERMINAL_EVENTS,
-    ] {
+    for topic in topics::ALL {
         log.create_topic(&TopicSpec { name: topic.to_owned(), partitions: PARTITIONS, retention: None })?;
     }
     let store = log.store() as Arc<dyn OnlineStore>;

@@ -38,4 +38,7 @@ pub mod topics {
     pub const DEAD_LETTERS: &str = "dead-letters";
     /// Transactions and labels re-keyed by terminal: written and read by the materializer.
     pub const TERMINAL_EVENTS: &str = "terminal-events";
+
+    /// All of them: what a log must have before anything starts.
+    pub const ALL: [&str; 6] = [TRANSACTIONS, LABELS, SCORES, ALERTS, DEAD_LETTERS, TERMINAL_EVENTS];
 }

@@ -75,14 +75,7 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let options = EmbeddedOptions { atomic_checkpoints: rng.random_ratio(1, 2), ..EmbeddedOptions::default() };
         let log = EmbeddedLog::open(directory.path(), options.clone()).unwrap();
-        for topic in [
-            topics::TRANSACTIONS,
-            topics::LABELS,
-            topics::SCORES,
-            topics::ALERTS,
-            topics::DEAD_LETTERS,
-            topics::TERMINAL_EVENTS,
-        ] {
+        for topic in topics::ALL {
             log.create_topic(&TopicSpec { name: topic.to_owned(), partitions, retention: None }).unwrap();
         }
         let faults = Arc::new(Faults::default());

@@ -206,14 +206,7 @@ fn open_log(args: &UpArgs, data_dir: &Path) -> anyhow::Result<Arc<EmbeddedLog>> 
     };
     let log = EmbeddedLog::open(data_dir, EmbeddedOptions { durability, ..EmbeddedOptions::default() })?;
     let retention = args.retention.or(args.source.input.is_none().then_some(SIMULATED_RETENTION));
-    for name in [
-        topics::TRANSACTIONS,
-        topics::LABELS,
-        topics::SCORES,
-        topics::ALERTS,
-        topics::DEAD_LETTERS,
-        topics::TERMINAL_EVENTS,
-    ] {
+    for name in topics::ALL {
         log.create_topic(&TopicSpec { name: name.to_owned(), partitions: args.partitions, retention })?;
     }
     Ok(log)
