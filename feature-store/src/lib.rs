@@ -13,7 +13,7 @@ pub use definitions::Entity;
 pub use entities::EntityTable;
 pub use features::{DefinitionError, FeatureSet, View};
 pub use store::{
-    Checkpoint, EmbeddedStore, OnlineStore, PartitionCheckpoint, StateWrite, StoreError, StoredState, Watermark,
+    Checkpoint, EmbeddedStore, OnlineStore, PartitionCheckpoint, Read, StateWrite, StoreError, StoredState, Watermark,
 };
 pub use view_reader::{ViewRead, ViewReader, ViewState, Wanted};
 pub use window::WindowState;

@@ -95,10 +95,26 @@ impl ViewReader {
         self.lookups += wanted.len() as u64;
         self.hits += (wanted.len() - stale.len()) as u64;
         if !stale.is_empty() {
-            // The watermarks were read before the states, so the states are at least as complete.
+            // The watermarks were read before the states, so the states are at least as complete,
+            // unless the store lost writes meanwhile: then one of them has gone back.
             let keys: Vec<&str> = stale.iter().map(|&(index, _)| wanted[index].key.as_str()).collect();
-            let stored = self.store.read(&self.view, &keys).await?;
-            for ((index, complete_to), stored) in stale.into_iter().zip(stored) {
+            let known: Vec<u32> = (0..partitions).filter(|&at| self.watermarks[at as usize] > EventTime::MIN).collect();
+            let read = self.store.read(&self.view, &keys, &known).await?;
+            let mut lost = None;
+            for (&partition, watermark) in known.iter().zip(&read.watermarks) {
+                let reached = watermark.as_ref().map_or(EventTime::MIN, |watermark| watermark.event_time);
+                if reached < self.watermarks[partition as usize] {
+                    lost = Some(partition);
+                }
+                self.watermarks[partition as usize] = reached;
+            }
+            if let Some(partition) = lost
+                && !force
+            {
+                let wanted = wanted[stale[0].0].complete_to;
+                return Ok(ViewRead::Behind { partition, reached: self.watermarks[partition as usize], wanted });
+            }
+            for ((index, complete_to), stored) in stale.into_iter().zip(read.states) {
                 let key = wanted[index].key;
                 let state = stored.map(|stored| WindowState::decode(&stored.bytes)).transpose().map_err(|error| {
                     StoreError::Damaged { view: self.view.to_string(), key: key.to_string(), reason: error.to_string() }

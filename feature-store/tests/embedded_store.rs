@@ -26,7 +26,13 @@ fn watermark(offset: u64) -> Watermark {
 fn checkpoint(view: &str, partition: u32, states: &[(&str, StoredState)], offset: u64) -> Checkpoint {
     let states = states.iter().map(|(key, state)| StateWrite { key: (*key).into(), state: state.clone() }).collect();
     let watermark = watermark(offset);
-    Checkpoint { partitions: vec![PartitionCheckpoint { view: view.into(), partition, states, watermark }] }
+    Checkpoint {
+        partitions: vec![PartitionCheckpoint { view: view.into(), partition, follows: None, states, watermark }],
+    }
+}
+
+async fn states(store: &EmbeddedStore, view: &str, keys: &[&str]) -> Vec<Option<StoredState>> {
+    store.read(view, keys, &[]).await.unwrap().states
 }
 
 #[tokio::test]
@@ -39,7 +45,7 @@ async fn states_come_back_in_the_order_asked() {
         store.write(&Checkpoint::default()).await.unwrap();
     }
     let (_, store) = open(dir.path());
-    let read = store.read("cards", &["b", "x", "a", "", "a"]).await.unwrap();
+    let read = store.read("cards", &["b", "x", "a", "", "a"], &[]).await.unwrap().states;
     let (a, b) = (Some(state(1, "A")), Some(state(u64::MAX, "")));
     assert_eq!(read, [b, None, a.clone(), Some(state(0, "E")), a]);
     assert_eq!(store.watermark("cards", 3).await.unwrap(), Some(watermark(9)));
@@ -54,9 +60,9 @@ async fn views_whose_names_begin_alike_stay_apart() {
     store.write(&checkpoint("ab", 0, &[("c", state(1, "1"))], 1)).await.unwrap();
     store.write(&checkpoint("a", 0, &[("bc", state(2, "2"))], 2)).await.unwrap();
     store.write(&checkpoint("", 0, &[("abc", state(3, "3"))], 3)).await.unwrap();
-    assert_eq!(store.read("ab", &["c", "bc"]).await.unwrap(), [Some(state(1, "1")), None]);
-    assert_eq!(store.read("a", &["bc", "c"]).await.unwrap(), [Some(state(2, "2")), None]);
-    assert_eq!(store.read("", &["abc", ""]).await.unwrap(), [Some(state(3, "3")), None]);
+    assert_eq!(states(&store, "ab", &["c", "bc"]).await, [Some(state(1, "1")), None]);
+    assert_eq!(states(&store, "a", &["bc", "c"]).await, [Some(state(2, "2")), None]);
+    assert_eq!(states(&store, "", &["abc", ""]).await, [Some(state(3, "3")), None]);
     assert_eq!(store.watermark("ab", 0).await.unwrap(), Some(watermark(1)));
 }
 
@@ -67,11 +73,11 @@ async fn a_former_owner_changes_nothing() {
     store.write(&checkpoint("v", 0, &[("a", state(5, "new")), ("b", state(5, "new"))], 6)).await.unwrap();
     // Late: lower for one, higher for the other; the watermark would go back.
     store.write(&checkpoint("v", 0, &[("a", state(4, "old")), ("b", state(6, "newer"))], 5)).await.unwrap();
-    assert_eq!(store.read("v", &["a", "b"]).await.unwrap(), [Some(state(5, "new")), Some(state(6, "newer"))]);
+    assert_eq!(states(&store, "v", &["a", "b"]).await, [Some(state(5, "new")), Some(state(6, "newer"))]);
     assert_eq!(store.watermark("v", 0).await.unwrap(), Some(watermark(6)));
     // Equal stamps are written again: a retried write is complete.
     store.write(&checkpoint("v", 0, &[("a", state(5, "again"))], 6)).await.unwrap();
-    assert_eq!(store.read("v", &["a"]).await.unwrap(), [Some(state(5, "again"))]);
+    assert_eq!(states(&store, "v", &["a"]).await, [Some(state(5, "again"))]);
 }
 
 #[tokio::test]
@@ -83,13 +89,13 @@ async fn what_is_staged_appears_with_its_batch() {
     let mut batch = database.batch();
     batch.insert(&other, "k", "v");
     drop(store.stage(&mut batch, &written));
-    assert_eq!(store.read("v", &["a"]).await.unwrap(), [None]);
+    assert_eq!(states(&store, "v", &["a"]).await, [None]);
     drop(batch);
     let mut batch = database.batch();
     let staged = store.stage(&mut batch, &written);
     batch.commit().unwrap();
     drop(staged);
-    assert_eq!(store.read("v", &["a"]).await.unwrap(), [Some(state(5, "x"))]);
+    assert_eq!(states(&store, "v", &["a"]).await, [Some(state(5, "x"))]);
     assert_eq!(store.watermark("v", 0).await.unwrap(), Some(watermark(5)));
     assert!(other.get("k").unwrap().is_none());
 }
@@ -112,7 +118,7 @@ fn the_highest_stamp_wins() {
         }
     });
     let highest = (0..4).flat_map(|writer| (0..200).map(move |step| (step * 7919 + writer * 104_729) % 1000)).max();
-    let read = runtime().block_on(store.read("v", &["a"])).unwrap().remove(0);
+    let read = runtime().block_on(states(&store, "v", &["a"])).remove(0);
     assert_eq!(read.map(|state| state.stamp), highest);
     assert_eq!(runtime().block_on(store.watermark("v", 0)).unwrap().map(|watermark| watermark.offset), highest);
 }
@@ -126,7 +132,7 @@ async fn damage_is_named() {
         states.insert(b"\x01vkey", damaged).unwrap();
         let named =
             |error| matches!(error, StoreError::Damaged { view, key, .. } if (&view[..], &key[..]) == ("v", "key"));
-        assert!(named(store.read("v", &["key"]).await.unwrap_err()));
+        assert!(named(store.read("v", &["key"], &[]).await.unwrap_err()));
         assert!(named(store.write(&checkpoint("v", 0, &[("key", state(1, "x"))], 1)).await.unwrap_err()));
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use feature_store::{
-    Checkpoint, Entity, FeatureSet, OnlineStore, StoreError, StoredState, View, ViewRead, ViewReader, ViewState,
+    Checkpoint, Entity, FeatureSet, OnlineStore, Read, StoreError, StoredState, View, ViewRead, ViewReader, ViewState,
     Wanted, Watermark, WindowState,
 };
 use proptest::collection::vec;
@@ -34,10 +34,13 @@ struct Kept {
 
 #[async_trait]
 impl OnlineStore for MemoryStore {
-    async fn read(&self, view: &str, keys: &[&str]) -> Result<Vec<Option<StoredState>>, StoreError> {
+    async fn read(&self, view: &str, keys: &[&str], partitions: &[u32]) -> Result<Read, StoreError> {
         let mut kept = self.kept.lock().expect("no panic while it is held");
         kept.reads.push(keys.iter().map(|key| (*key).to_owned()).collect());
-        Ok(keys.iter().map(|key| kept.states.get(&(view.to_owned(), (*key).to_owned())).cloned()).collect())
+        let states = keys.iter().map(|key| kept.states.get(&(view.to_owned(), (*key).to_owned())).cloned());
+        let watermarks =
+            partitions.iter().map(|&partition| kept.watermarks.get(&(view.to_owned(), partition)).cloned());
+        Ok(Read { states: states.collect(), watermarks: watermarks.collect() })
     }
 
     async fn write(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch};
 use schemas::{CodecError, EventTime, Reader, write_signed, write_unsigned};
 
-use super::{Checkpoint, OnlineStore, PartitionCheckpoint, Result, StoreError, StoredState, Watermark};
+use super::{Checkpoint, OnlineStore, PartitionCheckpoint, Read, Result, StoreError, StoredState, Watermark};
 
 const VERSION: u8 = 1;
 /// The engine lets up to four memtables wait for their flush before it holds writers up.
@@ -50,7 +50,7 @@ impl EmbeddedStore {
     /// Nothing is compared: the caller makes sure that it owns the partitions.
     pub fn stage(&self, batch: &mut OwnedWriteBatch, checkpoint: &Checkpoint) -> Staged<'_> {
         let staged = Staged { _writing: self.lock() };
-        for PartitionCheckpoint { view, partition, states, watermark } in &checkpoint.partitions {
+        for PartitionCheckpoint { view, partition, states, watermark, .. } in &checkpoint.partitions {
             let mut keys = StateKey::new(view);
             for write in states {
                 batch.insert(&self.states, keys.of(&write.key), encode_state(&write.state));
@@ -79,9 +79,12 @@ impl EmbeddedStore {
 
 #[async_trait]
 impl OnlineStore for EmbeddedStore {
-    async fn read(&self, view: &str, keys: &[&str]) -> Result<Vec<Option<StoredState>>> {
+    async fn read(&self, view: &str, keys: &[&str], partitions: &[u32]) -> Result<Read> {
         let mut stored_keys = StateKey::new(view);
-        keys.iter().map(|key| self.state(view, key, stored_keys.of(key))).collect()
+        let states = keys.iter().map(|key| self.state(view, key, stored_keys.of(key)));
+        let states = states.collect::<Result<_>>()?;
+        let watermarks = partitions.iter().map(|&partition| self.stored_watermark(view, partition));
+        Ok(Read { states, watermarks: watermarks.collect::<Result<_>>()? })
     }
 
     /// All of the checkpoint, or nothing of it. Not synced to disk: what a power failure takes
@@ -89,7 +92,8 @@ impl OnlineStore for EmbeddedStore {
     async fn write(&self, checkpoint: &Checkpoint) -> Result<()> {
         let _writing = self.lock();
         let mut batch = self.database.batch();
-        for PartitionCheckpoint { view, partition, states, watermark } in &checkpoint.partitions {
+        for written in &checkpoint.partitions {
+            let PartitionCheckpoint { view, partition, states, watermark, .. } = written;
             let mut keys = StateKey::new(view);
             for write in states {
                 let stored_key = keys.of(&write.key);
@@ -100,15 +104,11 @@ impl OnlineStore for EmbeddedStore {
                 }
             }
             let stored = self.stored_watermark(view, *partition)?;
-            if stored.is_none_or(|stored| stored.offset <= watermark.offset) {
+            if written.goes_on_from(stored.map(|stored| stored.offset))? {
                 batch.insert(&self.watermarks, watermark_key(view, *partition), encode_watermark(watermark));
             }
         }
         batch.commit().map_err(storage)
-    }
-
-    async fn watermark(&self, view: &str, partition: u32) -> Result<Option<Watermark>> {
-        self.stored_watermark(view, partition)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use feature_store::{Checkpoint, OnlineStore, StoreError, StoredState, Watermark};
+use feature_store::{Checkpoint, OnlineStore, Read, StoreError, StoredState, Watermark};
 use scorer::log::{
     Commit, Committed, Consumer, Log, LogError, Outbox, Polled, Record, Result, Topic, TopicPartition, TopicSpec,
 };
@@ -123,20 +123,15 @@ pub struct FaultyStore {
 
 #[async_trait]
 impl OnlineStore for FaultyStore {
-    async fn read(&self, view: &str, keys: &[&str]) -> std::result::Result<Vec<Option<StoredState>>, StoreError> {
+    async fn read(&self, view: &str, keys: &[&str], partitions: &[u32]) -> std::result::Result<Read, StoreError> {
         self.faults.store()?;
-        self.store.read(view, keys).await
+        self.store.read(view, keys, partitions).await
     }
 
     async fn write(&self, checkpoint: &Checkpoint) -> std::result::Result<(), StoreError> {
         self.faults.store()?;
         self.store.write(checkpoint).await?;
         self.faults.store()
-    }
-
-    async fn watermark(&self, view: &str, partition: u32) -> std::result::Result<Option<Watermark>, StoreError> {
-        self.faults.store()?;
-        self.store.watermark(view, partition).await
     }
 }
 
@@ -174,10 +169,12 @@ impl ApartStore {
 
 #[async_trait]
 impl OnlineStore for ApartStore {
-    async fn read(&self, view: &str, keys: &[&str]) -> std::result::Result<Vec<Option<StoredState>>, StoreError> {
+    async fn read(&self, view: &str, keys: &[&str], partitions: &[u32]) -> std::result::Result<Read, StoreError> {
         self.faults.store()?;
         let contents = self.contents.lock().unwrap();
-        Ok(keys.iter().map(|key| contents.states.get(&(view.to_owned(), (*key).to_owned())).cloned()).collect())
+        let states = keys.iter().map(|key| contents.states.get(&(view.to_owned(), (*key).to_owned())).cloned());
+        let watermarks = partitions.iter().map(|&of| contents.watermarks.get(&(view.to_owned(), of)).cloned());
+        Ok(Read { states: states.collect(), watermarks: watermarks.collect() })
     }
 
     async fn write(&self, checkpoint: &Checkpoint) -> std::result::Result<(), StoreError> {
@@ -193,15 +190,10 @@ impl OnlineStore for ApartStore {
             self.faults.store()?;
             let mut contents = self.contents.lock().unwrap();
             let key = (partition.view.to_string(), partition.partition);
-            if contents.watermarks.get(&key).is_none_or(|stored| stored.offset <= partition.watermark.offset) {
+            if partition.goes_on_from(contents.watermarks.get(&key).map(|stored| stored.offset))? {
                 contents.watermarks.insert(key, partition.watermark.clone());
             }
         }
         self.faults.store()
-    }
-
-    async fn watermark(&self, view: &str, partition: u32) -> std::result::Result<Option<Watermark>, StoreError> {
-        self.faults.store()?;
-        Ok(self.contents.lock().unwrap().watermarks.get(&(view.to_owned(), partition)).cloned())
     }
 }

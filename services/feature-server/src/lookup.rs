@@ -163,7 +163,7 @@ async fn read(context: &Context, view: &View, ids: &[String]) -> Result<ViewRows
         complete.push(watermark.map_or(EventTime::from_millis(0), |watermark| watermark.event_time));
     }
     let keys: Vec<&str> = ids.iter().map(String::as_str).collect();
-    let stored = context.store.read(view.name(), &keys).await.map_err(failed)?;
+    let stored = context.store.read(view.name(), &keys, &[]).await.map_err(failed)?.states;
     let mut rows = ViewRows { found: Vec::new(), values: Vec::new(), complete_to: Vec::new() };
     for (id, stored) in ids.iter().zip(stored) {
         let state = stored.map(|stored| WindowState::decode(&stored.bytes)).transpose().map_err(|error| {

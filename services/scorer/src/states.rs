@@ -2,9 +2,7 @@
 //! checkpointed behind the commits. The scorer's card windows and the materializer's views are the
 //! same machinery over different streams.
 
-use feature_store::{
-    Checkpoint, EntityTable, OnlineStore, PartitionCheckpoint, StoreError, StoredState, Watermark, WindowState,
-};
+use feature_store::{Checkpoint, EntityTable, OnlineStore, PartitionCheckpoint, StoreError, Watermark, WindowState};
 use futures_executor::block_on;
 use schemas::{CodecError, EventTime, Id};
 
@@ -46,6 +44,8 @@ pub struct PartitionStates<S> {
     next: u64,
     /// Every record below is in the stored states.
     stored: u64,
+    /// Offset of the watermark that the store is known to have.
+    watermark: Option<u64>,
 }
 
 impl<S: Stream> PartitionStates<S> {
@@ -72,6 +72,7 @@ impl<S: Stream> PartitionStates<S> {
             table: EntityTable::default(),
             next: kept.start,
             stored: kept.start,
+            watermark: None,
         };
         if let Some(watermark) = block_on(store.watermark(view, states.partition.partition))? {
             let stored = watermark.offset;
@@ -87,7 +88,7 @@ impl<S: Stream> PartitionStates<S> {
                 key: format!("watermark of {partition}"),
                 reason: error.to_string(),
             })?;
-            (states.next, states.stored) = (stored, stored);
+            (states.next, states.stored, states.watermark) = (stored, stored, Some(stored));
         }
         while states.next < committed {
             let count = usize::try_from(committed - states.next).unwrap_or(usize::MAX).min(RECOVERY_RECORDS);
@@ -131,8 +132,15 @@ impl<S: Stream> PartitionStates<S> {
             return Ok(());
         }
         let keys: Vec<&str> = missing.iter().map(Id::as_str).collect();
-        let stored: Vec<Option<StoredState>> = block_on(store.read(&self.view, &keys))?;
-        for (key, stored) in missing.into_iter().zip(stored) {
+        let partition = self.partition.partition;
+        let read = block_on(store.read(&self.view, &keys, &[partition]))?;
+        // States that were dropped from memory because the store had them are gone with its writes.
+        let found = read.watermarks.into_iter().flatten().next().map(|watermark| watermark.offset);
+        if let Some(expected) = self.watermark.filter(|&expected| found.is_none_or(|found| found < expected)) {
+            let view = self.view.to_string();
+            return Err(StoreError::WentBack { view, partition, expected, found }.into());
+        }
+        for (key, stored) in missing.into_iter().zip(read.states) {
             self.table.load(key.clone(), stored).map_err(|error| StoreError::Damaged {
                 view: self.view.to_string(),
                 key: key.to_string(),
@@ -170,6 +178,7 @@ impl<S: Stream> PartitionStates<S> {
         PartitionCheckpoint {
             view: self.view.clone(),
             partition: self.partition.partition,
+            follows: self.watermark,
             states: self.table.changed(through),
             watermark: Watermark { offset: self.next, progress, event_time: self.stream.complete_to() },
         }
@@ -178,6 +187,7 @@ impl<S: Stream> PartitionStates<S> {
     /// Takes note that a checkpoint of this partition is in the store.
     pub fn written(&mut self, checkpoint: &PartitionCheckpoint) {
         self.stored = checkpoint.watermark.offset;
+        self.watermark = Some(self.stored);
         self.table.written(&checkpoint.states);
     }
 }

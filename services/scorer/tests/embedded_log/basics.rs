@@ -158,7 +158,7 @@ fn a_commit_takes_outputs_offsets_and_states_along() {
         let mut consumer = log.join("g", &["in"]).unwrap();
         rebalanced(&mut *consumer, "in");
         assert_eq!(values(&records(consumer.poll("in", 10, NOW).unwrap())), ["b"]);
-        let stored = ready(log.store().read("cards", &["c1", "c2"])).unwrap();
+        let stored = ready(log.store().read("cards", &["c1", "c2"], &[])).unwrap().states;
         let watermark = ready(log.store().watermark("cards", 0)).unwrap();
         if atomic_checkpoints {
             assert_eq!(stored, [Some(states.partitions[0].states[0].state.clone()), None]);

@@ -66,7 +66,7 @@ fn commits_in(dir: &Path) -> scorer::log::Result<u64> {
     found.sort();
     let expected: Vec<_> = (1..=commits).flat_map(|commit| (0..OUTPUTS).map(move |index| (commit, index))).collect();
     assert_eq!(found, expected, "outputs and offsets agree");
-    let state = ready(log.store().read("cards", &["card"])).unwrap().remove(0);
+    let state = ready(log.store().read("cards", &["card"], &[])).unwrap().states.remove(0);
     let watermark = ready(log.store().watermark("cards", 0)).unwrap();
     match commits {
         0 => assert_eq!((state, watermark), (None, None)),

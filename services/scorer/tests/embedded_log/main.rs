@@ -77,6 +77,7 @@ fn checkpoint(view: &str, partition: u32, key: &str, offset: u64, bytes: &[u8]) 
         partitions: vec![PartitionCheckpoint {
             view: view.into(),
             partition,
+            follows: None,
             states: vec![StateWrite { key: key.into(), state: StoredState { stamp: offset, bytes: bytes.to_vec() } }],
             watermark: Watermark { offset, progress: b"p".to_vec(), event_time: EventTime::from_millis(offset as i64) },
         }],

@@ -296,7 +296,7 @@ impl World {
             assert_eq!(self.log().committed("g", &at("in", partition)).unwrap(), model.committed);
             // I3: a state is never ahead of what is committed; here it never trails either, but where
             // records were skipped.
-            let stamp = ready(self.log().store().read("v", &[&format!("k{partition}")])).unwrap().remove(0);
+            let stamp = ready(self.log().store().read("v", &[&format!("k{partition}")], &[])).unwrap().states.remove(0);
             let stamp = stamp.map_or(0, |state| state.stamp);
             let last_output = self.outputs.iter().rev().find(|(of, _)| *of == partition);
             assert_eq!(stamp, last_output.map_or(0, |(_, offset)| offset + 1));
