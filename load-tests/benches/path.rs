@@ -17,7 +17,7 @@ use schemas::topics;
 use scorer::ingest::{Event, Ingested, PartitionIngest, TimeRules};
 use scorer::join::{Join, OwnedPartitions, join};
 use scorer::log::{EmbeddedLog, EmbeddedOptions, Log, Outbox, Record, TopicPartition, TopicSpec};
-use scorer::states::PartitionStates;
+use scorer::states::{PartitionStates, Recovery};
 use scorer::worker::{Context, Stats};
 use scorer::{GROUP, Worker, WorkerOptions, assemble, emit, score, system_clock};
 
@@ -135,7 +135,8 @@ fn hops_alone(log: &Arc<EmbeddedLog>, features: &FeatureSet, model: &ModelThread
         let of = TopicPartition { topic: topics::TRANSACTIONS.into(), partition };
         let view = "card".into();
         let ingest = PartitionIngest::new(rules);
-        let states = PartitionStates::recover(&*empty, &*own, GROUP, &view, of.clone(), ingest, usize::MAX)?;
+        let from = Recovery { log: &*empty, store: &*own, group: GROUP, view: &view, state_bytes_max: usize::MAX };
+        let states = PartitionStates::recover(&from, of.clone(), ingest, &mut || Ok(()))?;
         partitions.insert(partition, states);
         let mut next = 0;
         loop {

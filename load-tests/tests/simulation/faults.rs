@@ -89,8 +89,9 @@ impl Log for FaultyLog {
         self.log.committed(group, partition)
     }
 
-    fn join(&self, group: &str, topics: &[&str]) -> Result<Box<dyn Consumer>> {
-        Ok(Box::new(FaultyConsumer { consumer: self.log.join(group, topics)?, faults: Arc::clone(&self.faults) }))
+    fn join(&self, group: &str, member: &str, topics: &[&str]) -> Result<Box<dyn Consumer>> {
+        let consumer = self.log.join(group, member, topics)?;
+        Ok(Box::new(FaultyConsumer { consumer, faults: Arc::clone(&self.faults) }))
     }
 }
 
@@ -111,6 +112,10 @@ impl Consumer for FaultyConsumer {
         let committed = self.consumer.commit(commit)?;
         self.faults.log()?;
         Ok(committed)
+    }
+
+    fn at_end(&mut self, topic: &str) -> Result<Vec<(u32, bool)>> {
+        self.consumer.at_end(topic)
     }
 }
 

@@ -143,6 +143,12 @@ impl World {
                 let index = self.rng.random_range(0..self.process.workers.len());
                 self.process.workers[index].step(Duration::ZERO)?;
             }
+            // The store is flushed under those who use it.
+            99 if self.rng.random_ratio(1, 30) => {
+                if let Some(apart) = &self.apart {
+                    apart.flush();
+                }
+            }
             // A scorer joins the group, or leaves it without a word.
             60..62 if self.process.workers.len() < 3 => self.start_worker()?,
             62..64 if self.process.workers.len() > 1 => {

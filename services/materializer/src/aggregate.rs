@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use feature_store::{Checkpoint, Entity, WindowState};
+use feature_store::{Checkpoint, Entity, StoreError, WindowState};
 use metrics::{Counter, Gauge, counter, gauge};
 use schemas::{CodecError, EntityEvent, EventTime, Id, Reader, topics, write_signed, write_unsigned};
 use scorer::log::{Commit, Committed, Consumer, LogError, Polled, Record, TopicPartition};
-use scorer::states::{PartitionStates, Stream};
+use scorer::states::{PartitionStates, Recovery, Stream};
 use scorer::{Result, ScorerError};
 
 use crate::metrics::{VIEW_EVENT_TIME, VIEW_STATE_BYTES, VIEW_STATES_WRITTEN};
@@ -20,7 +20,8 @@ pub const GROUP: &str = "materializer-aggregate";
 pub struct Aggregator {
     context: Context,
     options: MaterializerOptions,
-    consumer: Box<dyn Consumer>,
+    /// `None` until the group is joined (anew).
+    consumer: Option<Box<dyn Consumer>>,
     view: Id,
     keep: Duration,
     /// Event time after which the view is written, however little real time has passed: half the
@@ -44,7 +45,7 @@ impl Aggregator {
             None => (Id::const_new("terminal"), Duration::ZERO, Duration::ZERO),
         };
         Ok(Aggregator {
-            consumer: join(&context)?,
+            consumer: None,
             context,
             options,
             view: name,
@@ -62,11 +63,44 @@ impl Aggregator {
 
     /// Takes the next records of the re-keyed stream, and writes the view where it is due.
     pub fn step(&mut self) -> Result<bool> {
-        let polled = self.consumer.poll(topics::TERMINAL_EVENTS, self.options.batch_records_max, Duration::ZERO)?;
+        match self.try_step() {
+            Err(ScorerError::Store(error @ StoreError::WentBack { .. })) => {
+                tracing::error!("{error}; rebuilding from the log");
+                counter!(scorer::metrics::STORE_LOSSES).increment(1);
+                self.begin_anew();
+                Ok(true)
+            }
+            Err(error) => {
+                self.begin_anew();
+                Err(error)
+            }
+            worked => worked,
+        }
+    }
+
+    /// What changed since the last commit may belong to another now, or is built on what is no more:
+    /// the next step joins the group anew and goes on from what is committed.
+    fn begin_anew(&mut self) {
+        self.partitions.clear();
+        self.consumer = None;
+    }
+
+    fn try_step(&mut self) -> Result<bool> {
+        let consumer = match &mut self.consumer {
+            Some(consumer) => consumer,
+            consumer => consumer.insert(self.context.log.join(GROUP, "0", &[topics::TERMINAL_EVENTS])?),
+        };
+        let polled = consumer.poll(topics::TERMINAL_EVENTS, self.options.batch_records_max, Duration::ZERO)?;
         let records = match polled {
             Polled::Records(records) => records,
             Polled::Rebalanced { assigned, revoked } => {
                 self.rebalance(assigned, &revoked)?;
+                return Ok(true);
+            }
+            Polled::Revoking(partitions) => {
+                self.checkpoint()?;
+                self.partitions.retain(|&number, _| !partitions.iter().any(|revoked| revoked.partition == number));
+                self.consumer.as_mut().map_or(Ok(()), |consumer| consumer.release(&partitions))?;
                 return Ok(true);
             }
         };
@@ -116,10 +150,10 @@ impl Aggregator {
             checkpoint.partitions.push(states.checkpoint(|_| through));
         }
         let commit = Commit { outputs: &self.outbox, offsets: &offsets, checkpoint: Some(&checkpoint) };
-        let committed = match self.consumer.commit(&commit) {
+        let Some(consumer) = &mut self.consumer else { return Ok(()) };
+        let committed = match consumer.commit(&commit) {
             Err(LogError::Fenced(_)) => {
-                self.partitions.clear();
-                self.consumer = join(&self.context)?;
+                self.begin_anew();
                 return Ok(());
             }
             committed => committed?,
@@ -148,10 +182,9 @@ impl Aggregator {
     fn needed_from(&self) -> Result<EventTime> {
         let mut from = self.complete_to();
         let Some(cards) = self.context.features.view_of(Entity::CardId) else { return Ok(from) };
-        let topic = self.context.log.topic(topics::TRANSACTIONS)?;
-        for (number, offsets) in topic.offsets.iter().enumerate() {
+        for (number, end) in self.context.log.ends(topics::TRANSACTIONS)?.into_iter().enumerate() {
             let partition = TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition: number as u32 };
-            if self.context.log.committed(scorer::GROUP, &partition)?.unwrap_or(0) >= offsets.end {
+            if self.context.log.committed(scorer::GROUP, &partition)?.unwrap_or(0) >= end {
                 continue;
             }
             let watermark =
@@ -163,29 +196,30 @@ impl Aggregator {
 
     fn rebalance(&mut self, assigned: Vec<TopicPartition>, revoked: &[TopicPartition]) -> Result<()> {
         if !revoked.is_empty() && self.partitions.values().any(PartitionStates::is_ahead_of_store) {
-            // What changed since the last commit may belong to another now: begin anew from there.
-            self.partitions.clear();
-            self.consumer = join(&self.context)?;
+            self.begin_anew();
             return Ok(());
         }
         for partition in revoked {
             self.partitions.remove(&partition.partition);
         }
-        let sources = self.context.log.topic(topics::TRANSACTIONS)?.spec.partitions;
+        let sources = self.context.log.ends(topics::TRANSACTIONS)?.len();
         for partition in assigned {
             let number = partition.partition;
-            let stream = EntityStream { sources: vec![EventTime::MIN; sources as usize] };
-            let (log, store) = (&*self.context.log, &*self.context.store);
-            let budget = self.options.state_bytes_max;
-            let states = PartitionStates::recover(log, store, GROUP, &self.view, partition, stream, budget)?;
+            let stream = EntityStream { sources: vec![EventTime::MIN; sources] };
+            let from = Recovery {
+                log: &*self.context.log,
+                store: &*self.context.store,
+                group: GROUP,
+                view: &self.view,
+                state_bytes_max: self.options.state_bytes_max,
+            };
+            let consumer = &mut self.consumer;
+            let mut alive = || consumer.as_mut().map_or(Ok(()), |consumer| consumer.keep_alive());
+            let states = PartitionStates::recover(&from, partition, stream, &mut alive)?;
             self.partitions.insert(number, states);
         }
         Ok(())
     }
-}
-
-fn join(context: &Context) -> Result<Box<dyn Consumer>> {
-    Ok(context.log.join(GROUP, &[topics::TERMINAL_EVENTS])?)
 }
 
 /// A partition of the re-keyed stream.

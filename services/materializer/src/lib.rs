@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use feature_store::{FeatureSet, OnlineStore};
-use scorer::log::Log;
-use scorer::{Clock, Result};
+use feature_store::{FeatureSet, OnlineStore, StoreError};
+use scorer::log::{Log, LogError};
+use scorer::worker::Backoff;
+use scorer::{Clock, Result, ScorerError};
 
 pub use aggregate::Aggregator;
 pub use rekey::Rekeyer;
@@ -60,7 +61,8 @@ pub struct Materializer {
 }
 
 impl Materializer {
-    /// Joins the groups of both stages. The definitions must have a view of `terminal_id`.
+    /// Both stages; each joins its group with its first step. The definitions must have a view of
+    /// `terminal_id`.
     pub fn start(context: Context, options: MaterializerOptions) -> Result<Materializer> {
         Ok(Materializer {
             rekeyer: Rekeyer::start(context.clone(), options.clone())?,
@@ -75,11 +77,29 @@ impl Materializer {
         Ok(rekeyed || aggregated)
     }
 
-    /// Steps until `stop` is set, then writes what has changed.
+    /// Steps until `stop` is set, then writes what has changed. While the brokers are away it tries
+    /// again.
     pub fn run(mut self, stop: &AtomicBool) -> Result<()> {
+        let mut backoff = Backoff::default();
         while !stop.load(Relaxed) {
-            self.step(Duration::from_millis(5))?;
+            match self.step(Duration::from_millis(5)) {
+                Ok(_) => backoff.reset(),
+                Err(ScorerError::Log(LogError::Unavailable(reason))) => {
+                    tracing::warn!("{reason}; trying again");
+                    backoff.wait(stop);
+                }
+                Err(error) => return Err(error),
+            }
         }
-        self.aggregator.checkpoint()
+        match self.aggregator.checkpoint() {
+            // What was not written is aggregated again by the next start.
+            Err(
+                ScorerError::Log(LogError::Unavailable(reason)) | ScorerError::Store(StoreError::Unavailable(reason)),
+            ) => {
+                tracing::warn!("stopped without a last checkpoint: {reason}");
+                Ok(())
+            }
+            written => written,
+        }
     }
 }

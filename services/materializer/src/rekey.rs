@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use feature_store::{Checkpoint, WindowState};
+use feature_store::{Checkpoint, Entity, StoreError, View, WindowState};
 use metrics::{Counter, counter};
 use schemas::{CodecError, DeadLetterReason, EntityEvent, EventTime, Id, Label, topics};
 use scorer::emit::write_dead_letter;
 use scorer::ingest::{DeadLetter, PartitionIngest, Rejection, TimeRules};
 use scorer::log::{Commit, Committed, Consumer, LogError, Outbox, Polled, Record, TopicPartition};
-use scorer::states::{PartitionStates, Stream};
+use scorer::states::{PartitionStates, Recovery, Stream};
 use scorer::{Result, ScorerError};
 
 use crate::metrics::{LABEL_DEAD_LETTERS, REKEYED};
@@ -25,9 +25,13 @@ const VIEW: Id = Id::const_new("rekey");
 pub struct Rekeyer {
     context: Context,
     options: MaterializerOptions,
-    consumer: Box<dyn Consumer>,
+    /// `None` until the group is joined (anew).
+    consumer: Option<Box<dyn Consumer>>,
     partitions: BTreeMap<u32, PartitionStates<RekeyProgress>>,
     entity_partitions: u32,
+    /// A partition whose events are this much older than the newest is asked whether it is at its
+    /// end: a part of what the view's readers can bear.
+    progress_lag: Duration,
     outbox: Outbox,
     offsets: BTreeMap<TopicPartition, u64>,
     announced: Vec<(u32, EventTime)>,
@@ -37,9 +41,11 @@ pub struct Rekeyer {
 
 impl Rekeyer {
     pub fn start(context: Context, options: MaterializerOptions) -> Result<Rekeyer> {
+        let staleness = context.features.view_of(Entity::TerminalId).map(View::staleness);
         Ok(Rekeyer {
-            consumer: join(&context)?,
-            entity_partitions: context.log.topic(topics::TERMINAL_EVENTS)?.spec.partitions,
+            consumer: None,
+            progress_lag: staleness.unwrap_or_default() / 4,
+            entity_partitions: context.log.ends(topics::TERMINAL_EVENTS)?.len() as u32,
             context,
             options,
             partitions: BTreeMap::new(),
@@ -55,14 +61,37 @@ impl Rekeyer {
     /// label that was known when a transaction was written stands in the log before it, so once
     /// both are through, the stream is complete up to the transaction's time.
     pub fn step(&mut self, timeout: Duration) -> Result<bool> {
+        match self.try_step(timeout) {
+            Err(ScorerError::Store(error @ StoreError::WentBack { .. })) => {
+                tracing::error!("{error}; rebuilding from the log");
+                counter!(scorer::metrics::STORE_LOSSES).increment(1);
+                self.begin_anew();
+                Ok(true)
+            }
+            Err(error) => {
+                self.begin_anew();
+                Err(error)
+            }
+            worked => worked,
+        }
+    }
+
+    fn try_step(&mut self, timeout: Duration) -> Result<bool> {
         let max = self.options.batch_records_max;
         let Some(transactions) = self.poll(topics::TRANSACTIONS, max, timeout, false)? else { return Ok(true) };
         let mut labelled = false;
+        let mut wait = Duration::ZERO;
         loop {
             let held = !transactions.is_empty();
-            let Some(labels) = self.poll(topics::LABELS, max, Duration::ZERO, held)? else { return Ok(true) };
+            let Some(labels) = self.poll(topics::LABELS, max, wait, held)? else { return Ok(true) };
             if labels.is_empty() {
-                break;
+                let Some(consumer) = &mut self.consumer else { return Ok(true) };
+                if consumer.at_end(topics::LABELS)?.into_iter().all(|(_, at_end)| at_end) {
+                    break;
+                }
+                // They stand in the log, and are on their way here.
+                wait = Duration::from_millis(2);
+                continue;
             }
             labelled = true;
             for label in labels {
@@ -86,18 +115,25 @@ impl Rekeyer {
     /// The next records of a topic; `None` where the group was rebalanced, and the step begins anew.
     /// `held`: the step holds records that it has yet to commit.
     fn poll(&mut self, topic: &str, max: usize, timeout: Duration, held: bool) -> Result<Option<Vec<Record>>> {
-        match self.consumer.poll(topic, max, timeout)? {
-            Polled::Records(records) => Ok(Some(records)),
-            Polled::Rebalanced { assigned, revoked } => {
-                if held || !self.offsets.is_empty() {
-                    // What was polled in this step isn't committed: begin anew from what is.
-                    self.rejoin()?;
-                } else {
-                    self.rebalance(assigned, &revoked)?;
-                }
-                Ok(None)
+        let consumer = match &mut self.consumer {
+            Some(consumer) => consumer,
+            consumer => {
+                let topics = [topics::TRANSACTIONS, topics::LABELS];
+                consumer.insert(self.context.log.join(GROUP, "0", &topics)?)
+            }
+        };
+        let held = held || !self.offsets.is_empty();
+        match consumer.poll(topic, max, timeout)? {
+            Polled::Records(records) => return Ok(Some(records)),
+            // What was polled in this step isn't committed: begin anew from what is.
+            Polled::Rebalanced { .. } | Polled::Revoking(_) if held => self.begin_anew(),
+            Polled::Rebalanced { assigned, revoked } => self.rebalance(assigned, &revoked)?,
+            Polled::Revoking(partitions) => {
+                self.rebalance(Vec::new(), &partitions)?;
+                self.consumer.as_mut().map_or(Ok(()), |consumer| consumer.release(&partitions))?;
             }
         }
+        Ok(None)
     }
 
     fn transaction(&mut self, record: &Record) {
@@ -134,14 +170,18 @@ impl Rekeyer {
 
     /// Writes to every partition of the stream how far it is complete, where that has changed.
     fn announce(&mut self) -> Result<bool> {
-        let topic = self.context.log.topic(topics::TRANSACTIONS)?;
         let newest = self.partitions.values().map(|states| states.stream.0.newest()).max().unwrap_or(EventTime::MIN);
+        // A partition read to its end holds nobody up. Only where one lags is it worth asking.
+        let lags = self.partitions.values().any(|states| states.stream.0.newest() + self.progress_lag < newest);
+        let at_end = match &mut self.consumer {
+            Some(consumer) if lags => consumer.at_end(topics::TRANSACTIONS)?,
+            _ => Vec::new(),
+        };
         let sources: Vec<(u32, EventTime)> = self
             .partitions
             .iter()
             .map(|(&partition, states)| {
-                // A partition read to its end holds nobody up.
-                let at_end = states.next() >= topic.offsets[partition as usize].end;
+                let at_end = at_end.contains(&(partition, true));
                 (partition, if at_end { newest } else { states.stream.0.newest() })
             })
             .collect();
@@ -167,9 +207,10 @@ impl Rekeyer {
             Checkpoint { partitions: partitions.map(|states| states.checkpoint(|_| EventTime::MIN)).collect() };
         let offsets: Vec<(TopicPartition, u64)> = std::mem::take(&mut self.offsets).into_iter().collect();
         let commit = Commit { outputs: &self.outbox, offsets: &offsets, checkpoint: Some(&checkpoint) };
-        let committed = match self.consumer.commit(&commit) {
+        let Some(consumer) = &mut self.consumer else { return Ok(false) };
+        let committed = match consumer.commit(&commit) {
             Err(LogError::Fenced(_)) => {
-                self.rejoin()?;
+                self.begin_anew();
                 return Ok(false);
             }
             committed => committed?,
@@ -187,13 +228,13 @@ impl Rekeyer {
         Ok(true)
     }
 
-    fn rejoin(&mut self) -> Result<()> {
+    /// The next step joins the group anew and goes on from what is committed.
+    fn begin_anew(&mut self) {
         self.outbox.clear();
         self.offsets.clear();
         self.partitions.clear();
         self.announced.clear();
-        self.consumer = join(&self.context)?;
-        Ok(())
+        self.consumer = None;
     }
 
     fn rebalance(&mut self, assigned: Vec<TopicPartition>, revoked: &[TopicPartition]) -> Result<()> {
@@ -208,17 +249,21 @@ impl Rekeyer {
         for partition in assigned.into_iter().filter(|partition| transactions(&partition)) {
             let number = partition.partition;
             let stream = RekeyProgress(PartitionIngest::new(rules));
-            let (log, store) = (&*self.context.log, &*self.context.store);
-            let states = PartitionStates::recover(log, store, GROUP, &VIEW, partition, stream, usize::MAX)?;
+            let from = Recovery {
+                log: &*self.context.log,
+                store: &*self.context.store,
+                group: GROUP,
+                view: &VIEW,
+                state_bytes_max: usize::MAX,
+            };
+            let consumer = &mut self.consumer;
+            let mut alive = || consumer.as_mut().map_or(Ok(()), |consumer| consumer.keep_alive());
+            let states = PartitionStates::recover(&from, partition, stream, &mut alive)?;
             self.partitions.insert(number, states);
         }
         self.announced.clear();
         Ok(())
     }
-}
-
-fn join(context: &Context) -> Result<Box<dyn Consumer>> {
-    Ok(context.log.join(GROUP, &[topics::TRANSACTIONS, topics::LABELS])?)
 }
 
 /// Ingest of a partition as the scorer has it, but without states: only the event time that

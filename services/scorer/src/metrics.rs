@@ -5,6 +5,8 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use schemas::DeadLetterReason;
 
+use crate::log::{Log, LogError, TopicPartition};
+
 pub const EVENTS: &str = "fraudline_events_total";
 pub const SCORES: &str = "fraudline_scores_total";
 pub const ALERTS: &str = "fraudline_alerts_total";
@@ -23,6 +25,8 @@ pub const STALE_JOINS: &str = "fraudline_stale_joins_total";
 pub const COMMITTED_OFFSET: &str = "fraudline_committed_offset";
 pub const STORED_OFFSET: &str = "fraudline_stored_offset";
 pub const LAG: &str = "fraudline_lag_records";
+pub const LAST_COMMIT: &str = "fraudline_last_commit_timestamp_seconds";
+pub const STORE_LOSSES: &str = "fraudline_store_losses_total";
 pub const REBALANCES: &str = "fraudline_rebalances_total";
 pub const INVARIANT_VIOLATIONS: &str = "fraudline_invariant_violations_total";
 
@@ -49,6 +53,8 @@ pub(crate) struct WorkerMetrics {
     pub(crate) view_wait: Gauge,
     pub(crate) stale_joins: Counter,
     pub(crate) rebalances: Counter,
+    pub(crate) last_commit: Gauge,
+    pub(crate) store_losses: Counter,
     pub(crate) violations: [Counter; 2],
 }
 
@@ -75,9 +81,11 @@ impl WorkerMetrics {
             view_lookups: counter!(VIEW_LOOKUPS),
             view_hits: counter!(VIEW_HITS),
             view_cache_bytes: gauge!(VIEW_CACHE_BYTES, "worker" => worker.clone()),
-            view_wait: gauge!(VIEW_WAIT_SECONDS, "worker" => worker),
+            view_wait: gauge!(VIEW_WAIT_SECONDS, "worker" => worker.clone()),
             stale_joins: counter!(STALE_JOINS),
             rebalances: counter!(REBALANCES),
+            last_commit: gauge!(LAST_COMMIT, "worker" => worker),
+            store_losses: counter!(STORE_LOSSES),
             violations: ["I2", "I3"].map(|name| counter!(INVARIANT_VIOLATIONS, "invariant" => name)),
         }
     }
@@ -94,15 +102,28 @@ impl WorkerMetrics {
 pub(crate) struct PartitionMetrics {
     pub(crate) committed: Gauge,
     pub(crate) stored: Gauge,
-    pub(crate) lag: Gauge,
 }
 
 impl PartitionMetrics {
     pub(crate) fn bind(group: &str, partition: u32) -> PartitionMetrics {
         let handle =
             |name: &'static str| gauge!(name, "group" => group.to_owned(), "partition" => partition.to_string());
-        PartitionMetrics { committed: handle(COMMITTED_OFFSET), stored: handle(STORED_OFFSET), lag: handle(LAG) }
+        PartitionMetrics { committed: handle(COMMITTED_OFFSET), stored: handle(STORED_OFFSET) }
     }
+}
+
+/// Sets the lag of a group in each partition of a topic, and returns their sum: what an alert
+/// watches, so it does not depend on the workers that may be stuck.
+pub fn observe_lag(log: &dyn Log, group: &str, topic: &str) -> Result<u64, LogError> {
+    let mut sum = 0;
+    for (number, kept) in log.topic(topic)?.offsets.into_iter().enumerate() {
+        let partition = TopicPartition { topic: topic.to_owned(), partition: number as u32 };
+        let lag = kept.end.saturating_sub(log.committed(group, &partition)?.unwrap_or(kept.start));
+        let labels = [("group", group.to_owned()), ("topic", topic.to_owned()), ("partition", number.to_string())];
+        gauge!(LAG, &labels).set(lag as f64);
+        sum += lag;
+    }
+    Ok(sum)
 }
 
 /// Seconds, as Prometheus has them.

@@ -33,6 +33,17 @@ pub trait Stream {
     fn restore(&mut self, bytes: &[u8]) -> std::result::Result<(), CodecError>;
 }
 
+/// Where a partition is recovered from.
+#[derive(Clone, Copy, Debug)]
+pub struct Recovery<'a> {
+    pub log: &'a dyn Log,
+    pub store: &'a dyn OnlineStore,
+    /// Whose committed offset the states are to stand at.
+    pub group: &'a str,
+    pub view: &'a Id,
+    pub state_bytes_max: usize,
+}
+
 /// The states of one view in one partition, and how far they and their stored copies have come.
 #[derive(Debug)]
 pub struct PartitionStates<S> {
@@ -53,16 +64,15 @@ impl<S: Stream> PartitionStates<S> {
     /// there up to the committed offset C to the states alone, without any output.
     ///
     /// Without a watermark the states are rebuilt from the first record kept. `state_bytes_max`
-    /// bounds the memory meanwhile: beyond it, states are written and dropped.
+    /// bounds the memory meanwhile: beyond it, states are written and dropped. `alive` is called
+    /// now and then, so that the group waits.
     pub fn recover(
-        log: &dyn Log,
-        store: &dyn OnlineStore,
-        group: &str,
-        view: &Id,
+        from: &Recovery<'_>,
         partition: TopicPartition,
         stream: S,
-        state_bytes_max: usize,
+        alive: &mut dyn FnMut() -> crate::log::Result<()>,
     ) -> Result<PartitionStates<S>> {
+        let &Recovery { log, store, group, view, state_bytes_max } = from;
         let kept = log.topic(&partition.topic)?.offsets[partition.partition as usize].clone();
         let committed = log.committed(group, &partition)?.unwrap_or(kept.start);
         let mut states = PartitionStates {
@@ -91,10 +101,13 @@ impl<S: Stream> PartitionStates<S> {
             (states.next, states.stored, states.watermark) = (stored, stored, Some(stored));
         }
         while states.next < committed {
+            alive()?;
             let count = usize::try_from(committed - states.next).unwrap_or(usize::MAX).min(RECOVERY_RECORDS);
-            let records = log.read(&states.partition, states.next, count)?;
+            let mut records = log.read(&states.partition, states.next, count)?;
+            // Offsets may have gaps, so as many records may reach beyond.
+            records.retain(|record| record.offset < committed);
             let Some(last) = records.last() else {
-                // The committed offset lies behind the last record: retention took them all.
+                // Nothing is left below the committed offset: retention took it, or it never was a record.
                 states.next = committed;
                 break;
             };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use feature_store::{Checkpoint, Entity, FeatureSet, OnlineStore, ViewReader};
+use feature_store::{Checkpoint, Entity, FeatureSet, OnlineStore, StoreError, ViewReader};
 use futures_executor::block_on;
 use models::ModelThread;
 use parking_lot::Mutex;
@@ -17,7 +17,7 @@ use crate::join::{Join, OwnedPartitions, join};
 use crate::log::{Committed, Consumer, Log, LogError, Outbox, Polled, Record, TopicPartition};
 use crate::metrics::{PartitionMetrics, WorkerMetrics, seconds};
 use crate::score::{Scoring, submit};
-use crate::states::PartitionStates;
+use crate::states::{PartitionStates, Recovery};
 use crate::{Clock, GROUP, Result, ScorerError, assemble};
 
 /// Limits of a worker. Every one of them bounds memory or waiting.
@@ -111,7 +111,10 @@ pub struct Worker {
     context: Context,
     options: WorkerOptions,
     emit_options: EmitOptions,
-    consumer: Box<dyn Consumer>,
+    /// The name of this worker in the group.
+    member: String,
+    /// `None` until the group is joined (anew).
+    consumer: Option<Box<dyn Consumer>>,
     partitions: OwnedPartitions,
     partition_metrics: BTreeMap<u32, PartitionMetrics>,
     terminals: Option<ViewReader>,
@@ -124,13 +127,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Joins the group. Refuses a model that was trained on another layout than the definitions
-    /// give (I4).
+    /// A worker that joins the group with its first step; `index` tells the workers of a process apart.
+    /// Refuses a model that was trained on another layout than the definitions give (I4).
     pub fn start(context: Context, options: WorkerOptions, index: usize) -> Result<Worker> {
         context.model.layout().accept(context.features.layout())?;
         let terminals = match context.features.view_of(Entity::TerminalId) {
             Some(view) => {
-                let partitions = context.log.topic(topics::TERMINAL_EVENTS)?.spec.partitions;
+                let partitions = context.log.ends(topics::TERMINAL_EVENTS)?.len() as u32;
                 Some(ViewReader::new(view, Arc::clone(&context.store), partitions, options.view_cache_bytes))
             }
             None => None,
@@ -143,7 +146,8 @@ impl Worker {
         };
         let checkpointed_us = (context.clock)();
         Ok(Worker {
-            consumer: context.log.join(GROUP, &[topics::TRANSACTIONS])?,
+            member: index.to_string(),
+            consumer: None,
             context,
             options,
             emit_options,
@@ -159,21 +163,59 @@ impl Worker {
     }
 
     /// Steps until `stop` is set, then drains: what was polled is committed and the states are
-    /// checkpointed.
+    /// checkpointed. While the brokers are away it tries again.
     pub fn run(mut self, stop: &AtomicBool) -> Result<()> {
+        let mut backoff = Backoff::default();
         while !stop.load(Relaxed) {
-            if self.step(Duration::from_millis(20))? == Step::WaitingForView {
-                std::thread::sleep(Duration::from_micros(200));
+            match self.step(Duration::from_millis(20)) {
+                Ok(Step::WaitingForView) => std::thread::sleep(Duration::from_micros(200)),
+                Ok(_) => backoff.reset(),
+                Err(ScorerError::Log(LogError::Unavailable(reason))) => {
+                    tracing::warn!(member = self.member, "{reason}; trying again");
+                    backoff.wait(stop);
+                }
+                Err(error) => return Err(error),
             }
         }
-        self.drain()
+        match self.drain() {
+            // What was not committed is scored by whoever has the partitions next.
+            Err(
+                ScorerError::Log(LogError::Unavailable(reason)) | ScorerError::Store(StoreError::Unavailable(reason)),
+            ) => {
+                tracing::warn!(member = self.member, "stopped without a last checkpoint: {reason}");
+                Ok(())
+            }
+            drained => drained,
+        }
     }
 
     /// One step, never longer than `timeout` without something to do: the next batch on its way to
     /// the model, or, where no more may be under way, the oldest one to its commit.
     ///
     /// poll → ingest → join → assemble → submit …… score → emit
+    ///
+    /// After an error that passes by itself the worker begins anew with its next step, from what is
+    /// committed.
     pub fn step(&mut self, timeout: Duration) -> Result<Step> {
+        match self.try_step(timeout) {
+            Err(ScorerError::Store(error @ StoreError::WentBack { .. })) => {
+                tracing::error!("{error}; rebuilding from the log");
+                self.metrics.store_losses.increment(1);
+                self.begin_anew();
+                Ok(Step::Progressed)
+            }
+            Err(error) => {
+                self.begin_anew();
+                Err(error)
+            }
+            step => step,
+        }
+    }
+
+    fn try_step(&mut self, timeout: Duration) -> Result<Step> {
+        if self.consumer.is_none() {
+            self.consumer = Some(self.context.log.join(GROUP, &self.member, &[topics::TRANSACTIONS])?);
+        }
         // A checkpoint holds the states as of a commit, so the hops are emptied first. A batch that
         // waits for its view has been ingested, so it goes through before.
         let due = self.elapsed_since(self.checkpointed_us) >= self.options.checkpoint_interval
@@ -218,13 +260,13 @@ impl Worker {
     }
 
     fn poll(&mut self, timeout: Duration) -> Result<Ingested> {
-        match self.consumer.poll(topics::TRANSACTIONS, self.options.batch_events_max, timeout)? {
-            Polled::Records(records) => Ok(self.ingest(records)),
-            Polled::Rebalanced { assigned, revoked } => {
-                self.rebalance(assigned, &revoked)?;
-                Ok(Ingested::default())
-            }
+        let Some(consumer) = &mut self.consumer else { return Ok(Ingested::default()) };
+        match consumer.poll(topics::TRANSACTIONS, self.options.batch_events_max, timeout)? {
+            Polled::Records(records) => return Ok(self.ingest(records)),
+            Polled::Rebalanced { assigned, revoked } => self.rebalance(assigned, &revoked)?,
+            Polled::Revoking(partitions) => self.hand_over(&partitions)?,
         }
+        Ok(Ingested::default())
     }
 
     fn ingest(&mut self, records: Vec<Record>) -> Ingested {
@@ -299,12 +341,16 @@ impl Worker {
         let due = checkpoint_due && self.in_flight.is_empty() && self.waiting.is_none();
         let checkpoint = due.then(|| self.take_checkpoint());
         let now_us = (self.context.clock)();
-        let emitted =
-            emit(&self.emit_options, &mut *self.consumer, &mut self.outbox, scored, checkpoint.as_ref(), now_us);
+        let Some(consumer) = &mut self.consumer else { return Ok(()) };
+        let emitted = emit(&self.emit_options, &mut **consumer, &mut self.outbox, scored, checkpoint.as_ref(), now_us);
         let emitted = match emitted {
-            Err(ScorerError::Log(LogError::Fenced(partition))) => return self.rejoin(&partition),
+            Err(ScorerError::Log(LogError::Fenced(partition))) => {
+                self.fenced(&partition);
+                return Ok(());
+            }
             emitted => emitted?,
         };
+        self.metrics.last_commit.set((self.context.clock)() as f64 / 1e6);
         if let Some(checkpoint) = checkpoint {
             self.store(&checkpoint, emitted.committed)?;
         }
@@ -319,8 +365,12 @@ impl Worker {
         let checkpoint = self.take_checkpoint();
         let offsets = checkpointed_offsets(&checkpoint);
         let commit = crate::log::Commit { outputs: &self.outbox, offsets: &offsets, checkpoint: Some(&checkpoint) };
-        match self.consumer.commit(&commit) {
-            Err(LogError::Fenced(partition)) => self.rejoin(&partition),
+        let Some(consumer) = &mut self.consumer else { return Ok(()) };
+        match consumer.commit(&commit) {
+            Err(LogError::Fenced(partition)) => {
+                self.fenced(&partition);
+                Ok(())
+            }
             committed => self.store(&checkpoint, committed?),
         }
     }
@@ -346,20 +396,19 @@ impl Worker {
             }
         }
         self.checkpointed_us = (self.context.clock)();
-        self.observe()
+        self.observe();
+        Ok(())
     }
 
     /// Gauges that change slowly: once a checkpoint.
-    fn observe(&mut self) -> Result<()> {
+    fn observe(&mut self) {
         let (mut bytes, mut count) = (0, 0);
-        let topic = self.context.log.topic(topics::TRANSACTIONS)?;
         for (partition, states) in &self.partitions {
             bytes += states.table.bytes();
             count += states.table.len();
             let metrics = &self.partition_metrics[partition];
             metrics.stored.set(states.stored() as f64);
             metrics.committed.set(states.next() as f64);
-            metrics.lag.set(topic.offsets[*partition as usize].end.saturating_sub(states.next()) as f64);
         }
         self.metrics.state_bytes.set(bytes as f64);
         self.metrics.states.set(count as f64);
@@ -369,7 +418,6 @@ impl Worker {
             self.metrics.view_hits.increment(hits);
             self.metrics.view_cache_bytes.set(terminals.cache_bytes() as f64);
         }
-        Ok(())
     }
 
     fn account(&mut self, emitted: &Emitted) {
@@ -405,20 +453,25 @@ impl Worker {
             let view = self.card_view().to_string();
             return Err(ScorerError::StoreAhead { view, partition, stored: stamp, committed });
         }
-        self.rejoin(&partition)
+        self.fenced(&partition);
+        Ok(())
     }
 
-    /// Another worker owns one of the partitions now: what is in memory may be ahead of what was
-    /// committed, so all of it goes, and the worker begins anew as a new member of the group.
-    fn rejoin(&mut self, fenced: &TopicPartition) -> Result<()> {
-        tracing::info!(%fenced, "fenced; joining the group anew");
+    /// Another worker owns one of the partitions now.
+    fn fenced(&mut self, partition: &TopicPartition) {
+        tracing::info!(%partition, "fenced; joining the group anew");
+        self.begin_anew();
+    }
+
+    /// What is in memory may be ahead of what was committed, or built on what is no more: all of it
+    /// goes, and the worker joins the group as a new member.
+    fn begin_anew(&mut self) {
         self.in_flight.clear();
         self.waiting = None;
         self.partitions.clear();
         self.partition_metrics.clear();
         self.outbox.clear();
-        self.consumer = self.context.log.join(GROUP, &[topics::TRANSACTIONS])?;
-        Ok(())
+        self.consumer = None;
     }
 
     /// Under which the card windows and their watermarks stand in the store.
@@ -433,12 +486,10 @@ impl Worker {
         // the commit would not be fenced.
         let taken = |partition: &&TopicPartition| self.in_flight.iter().any(|batch| batch.holds(partition.partition));
         if let Some(partition) = revoked.iter().find(taken) {
-            return self.rejoin(partition);
+            self.fenced(partition);
+            return Ok(());
         }
-        for partition in revoked {
-            self.partitions.remove(&partition.partition);
-            self.partition_metrics.remove(&partition.partition);
-        }
+        self.forget(revoked);
         let rules = TimeRules {
             allowed_lateness: self.context.features.allowed_lateness(),
             future_skew: self.options.future_skew,
@@ -446,25 +497,70 @@ impl Worker {
         let view = self.card_view();
         for partition in assigned {
             let number = partition.partition;
-            let states = PartitionStates::recover(
-                &*self.context.log,
-                &*self.context.store,
-                GROUP,
-                &view,
-                partition,
-                PartitionIngest::new(rules),
-                self.options.state_bytes_max,
-            )
-            .inspect_err(|error| {
-                if matches!(error, ScorerError::StoreAhead { .. }) {
-                    self.metrics.violations[1].increment(1);
-                }
-            })?;
+            let from = Recovery {
+                log: &*self.context.log,
+                store: &*self.context.store,
+                group: GROUP,
+                view: &view,
+                state_bytes_max: self.options.state_bytes_max,
+            };
+            let consumer = &mut self.consumer;
+            let mut alive = || consumer.as_mut().map_or(Ok(()), |consumer| consumer.keep_alive());
+            let states = PartitionStates::recover(&from, partition, PartitionIngest::new(rules), &mut alive)
+                .inspect_err(|error| {
+                    if matches!(error, ScorerError::StoreAhead { .. }) {
+                        self.metrics.violations[1].increment(1);
+                    }
+                })?;
             self.partitions.insert(number, states);
             self.partition_metrics.insert(number, PartitionMetrics::bind(GROUP, number));
         }
         self.context.stats.assigned.store(true, Relaxed);
         Ok(())
+    }
+
+    /// Commits what is under way and writes the states, so that the next owner finds all of it.
+    fn hand_over(&mut self, partitions: &[TopicPartition]) -> Result<()> {
+        self.metrics.rebalances.increment(1);
+        while let Some(scoring) = self.in_flight.pop_front() {
+            self.finish(scoring, false)?;
+        }
+        if self.is_ahead_of_store() {
+            self.checkpoint()?;
+        }
+        self.forget(partitions);
+        // Fenced meanwhile, there is nothing to give up.
+        self.consumer.as_mut().map_or(Ok(()), |consumer| consumer.release(partitions))?;
+        Ok(())
+    }
+
+    fn forget(&mut self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            self.partitions.remove(&partition.partition);
+            self.partition_metrics.remove(&partition.partition);
+        }
+    }
+}
+
+/// Waits between attempts, longer each time.
+#[derive(Debug, Default)]
+pub struct Backoff {
+    attempts: u32,
+}
+
+impl Backoff {
+    /// Waits 100 ms, then twice as long each time up to 5 s; no longer once `stop` is set.
+    pub fn wait(&mut self, stop: &AtomicBool) {
+        let wait = Duration::from_millis(100 << self.attempts.min(6)).min(Duration::from_secs(5));
+        self.attempts += 1;
+        let until = Instant::now() + wait;
+        while Instant::now() < until && !stop.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn reset(&mut self) {
+        self.attempts = 0;
     }
 }
 

@@ -4,6 +4,7 @@
 //! data directory, for one process; Kafka does for many.
 
 pub mod embedded;
+pub mod kafka;
 
 use std::fmt;
 use std::ops::Range;
@@ -14,6 +15,7 @@ use feature_store::Checkpoint;
 use schemas::{Id, SourcePosition};
 
 pub use embedded::{Durability, EmbeddedLog, EmbeddedOptions};
+pub use kafka::{Delivery, KafkaLog, KafkaOptions};
 
 /// Name and value of a record header.
 pub type Header = (String, Bytes);
@@ -164,6 +166,9 @@ pub enum Polled {
     /// of `revoked` partitions is to be dropped, that of `assigned` ones recovered. The next poll
     /// goes on from the committed offsets.
     Rebalanced { assigned: Vec<TopicPartition>, revoked: Vec<TopicPartition> },
+    /// The group wants these partitions back. What is under way on them may still be committed;
+    /// they are given up with [`Consumer::release`], and the group waits for it.
+    Revoking(Vec<TopicPartition>),
 }
 
 /// What one step of a consumer leaves behind, all of it or nothing.
@@ -201,8 +206,24 @@ pub enum LogError {
     InUse(String),
     #[error("the data directory {path} can't be used: {reason}")]
     DataDirectory { path: String, reason: String },
+    #[error(
+        "{partition}: the broker has no record at offset {offset} (any more): retention removed it, or the topic was \
+             made anew. Set the group's offsets to where it is to go on, or give the consumer a new group"
+    )]
+    OutOfRange { partition: TopicPartition, offset: u64 },
     #[error("the log's storage failed: {0}")]
     Storage(String),
+    /// It passes by itself: brokers that are away, a coordinator that moves.
+    #[error("the brokers can't be reached, or don't answer: {0}")]
+    Unavailable(String),
+    /// It doesn't pass by itself: a wrong password, an untrusted certificate, a missing right.
+    #[error("the brokers refuse: {0}")]
+    Refused(String),
+    #[error(
+        "group {group}: another process has joined as instance `{instance}` and took this one's place. \
+         Give each process a name of its own (`instance` in the configuration)"
+    )]
+    Replaced { group: String, instance: String },
 }
 
 pub type Result<T> = std::result::Result<T, LogError>;
@@ -218,20 +239,26 @@ pub trait Log: Send + Sync + fmt::Debug {
     /// One topic as it stands.
     fn topic(&self, name: &str) -> Result<Topic>;
 
+    /// For each partition of a topic the next offset to be written.
+    fn ends(&self, topic: &str) -> Result<Vec<u64>> {
+        Ok(self.topic(topic)?.offsets.into_iter().map(|kept| kept.end).collect())
+    }
+
     /// Up to `max_records` records from `from` on; fewer, or none, at the end of the partition.
     fn read(&self, partition: &TopicPartition, from: u64, max_records: usize) -> Result<Vec<Record>>;
 
     /// The first offset whose record was appended at `timestamp_us` or later; the end if none was.
     fn offset_at(&self, partition: &TopicPartition, timestamp_us: i64) -> Result<u64>;
 
-    /// Appends the records; all of them or none.
+    /// Appends the records; the embedded log all of them or none.
     fn append(&self, records: &Outbox) -> Result<()>;
 
     /// The offset that the group goes on from in the partition.
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<u64>>;
 
-    /// Joins the group; the consumer leaves it when dropped. Its partitions come with its first polls.
-    fn join(&self, group: &str, topics: &[&str]) -> Result<Box<dyn Consumer>>;
+    /// Joins the group as `member`, a name that no other member of this process has; the consumer
+    /// leaves the group when dropped. Its partitions come with its first polls.
+    fn join(&self, group: &str, member: &str, topics: &[&str]) -> Result<Box<dyn Consumer>>;
 }
 
 /// A member of a consumer group.
@@ -242,4 +269,18 @@ pub trait Consumer: Send {
 
     /// One atomic step: outputs, consumed offsets and, where possible, states.
     fn commit(&mut self, commit: &Commit<'_>) -> Result<Committed>;
+
+    /// Gives up partitions that the group wanted back ([`Polled::Revoking`]).
+    fn release(&mut self, _partitions: &[TopicPartition]) -> Result<()> {
+        Ok(())
+    }
+
+    /// For each partition of `topic` that is assigned here, whether all records that stand in it by
+    /// now were delivered.
+    fn at_end(&mut self, topic: &str) -> Result<Vec<(u32, bool)>>;
+
+    /// Shows the group that this member is alive, where no poll is due for long.
+    fn keep_alive(&mut self) -> Result<()> {
+        Ok(())
+    }
 }

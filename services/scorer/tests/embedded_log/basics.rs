@@ -64,7 +64,7 @@ fn a_write_with_an_unknown_target_writes_nothing() {
     assert_eq!(log.topic("a").unwrap().offsets, [0..0, 0..0]);
     assert!(matches!(log.read(&at("a", 2), 0, 1), Err(LogError::UnknownTopic(_))));
     assert!(matches!(log.topic("c"), Err(LogError::UnknownTopic(_))));
-    assert!(matches!(log.join("g", &["a", "c"]), Err(LogError::UnknownTopic(_))));
+    assert!(matches!(log.join("g", "0", &["a", "c"]), Err(LogError::UnknownTopic(_))));
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn a_commit_takes_outputs_offsets_and_states_along() {
         log.create_topic(&spec("in", 1)).unwrap();
         log.create_topic(&spec("out", 1)).unwrap();
         append(&log, "in", 0, 1, &["a", "b"]);
-        let mut consumer = log.join("g", &["in"]).unwrap();
+        let mut consumer = log.join("g", "0", &["in"]).unwrap();
         rebalanced(&mut *consumer, "in");
         assert_eq!(values(&records(consumer.poll("in", 10, NOW).unwrap())), ["a", "b"]);
         let mut outputs = Outbox::default();
@@ -155,7 +155,7 @@ fn a_commit_takes_outputs_offsets_and_states_along() {
         assert_eq!(values(&log.read(&at("out", 0), 0, 10).unwrap()), ["A"]);
         assert_eq!(log.committed("g", &at("in", 0)).unwrap(), Some(1));
         assert_eq!(log.committed("other", &at("in", 0)).unwrap(), None);
-        let mut consumer = log.join("g", &["in"]).unwrap();
+        let mut consumer = log.join("g", "0", &["in"]).unwrap();
         rebalanced(&mut *consumer, "in");
         assert_eq!(values(&records(consumer.poll("in", 10, NOW).unwrap())), ["b"]);
         let stored = ready(log.store().read("cards", &["c1", "c2"], &[])).unwrap().states;

@@ -26,7 +26,7 @@ fn prepare(dir: &Path) -> Arc<EmbeddedLog> {
 /// Consumes one record at a time; every commit says in all it writes which one it is, and is
 /// told to `committed`.
 fn run(log: &EmbeddedLog, mut committed: impl FnMut(u64)) {
-    let mut consumer = log.join("g", &["in"]).unwrap();
+    let mut consumer = log.join("g", "0", &["in"]).unwrap();
     rebalanced(&mut *consumer, "in");
     for _ in 0..COMMITS {
         let got = records(consumer.poll("in", 1, NOW).unwrap());

@@ -18,12 +18,12 @@ fn partitions_move_with_the_members_and_positions_stay() {
     let (_dir, log) = log_with(2);
     append(&log, "a", 0, 1, &["a0", "a1", "a2"]);
     append(&log, "a", 1, 1, &["b0", "b1", "b2"]);
-    let mut first = log.join("g", &["a"]).unwrap();
+    let mut first = log.join("g", "0", &["a"]).unwrap();
     assert_eq!(rebalanced(&mut *first, "a"), (vec![at("a", 0), at("a", 1)], vec![]));
     assert_eq!(values(&records(first.poll("a", 4, NOW).unwrap())), ["a0", "a1", "a2", "b0"]);
     commit_offsets(&mut *first, &[(at("a", 0), 1), (at("a", 1), 1)]).unwrap();
 
-    let mut second = log.join("g", &["a"]).unwrap();
+    let mut second = log.join("g", "0", &["a"]).unwrap();
     assert_eq!(rebalanced(&mut *second, "a"), (vec![at("a", 1)], vec![]));
     // The newly assigned one begins at what is committed, the kept one goes on.
     assert_eq!(values(&records(second.poll("a", 10, NOW).unwrap())), ["b1", "b2"]);
@@ -36,7 +36,7 @@ fn partitions_move_with_the_members_and_positions_stay() {
     assert_eq!(values(&records(first.poll("a", 10, NOW).unwrap())), ["b1", "b2"]);
 
     // Another group knows nothing of all that.
-    let mut other = log.join("h", &["a"]).unwrap();
+    let mut other = log.join("h", "0", &["a"]).unwrap();
     rebalanced(&mut *other, "a");
     assert_eq!(records(other.poll("a", 100, NOW).unwrap()).len(), 7);
 }
@@ -47,11 +47,11 @@ fn a_lost_partition_cant_be_committed() {
     append(&log, "a", 0, 1, &["a0", "a1"]);
     append(&log, "a", 1, 1, &["b0", "b1"]);
     let fenced = |result: scorer::log::Result<Committed>| matches!(result, Err(LogError::Fenced(p)) if p == at("a", 1));
-    let mut first = log.join("g", &["a"]).unwrap();
+    let mut first = log.join("g", "0", &["a"]).unwrap();
     rebalanced(&mut *first, "a");
     records(first.poll("a", 10, NOW).unwrap());
 
-    let second = log.join("g", &["a"]).unwrap();
+    let second = log.join("g", "0", &["a"]).unwrap();
     // Nothing of a fenced commit is written: neither outputs nor offsets nor states.
     let mut outputs = Outbox::default();
     push(&mut outputs, "a", 0, 1, "output");
@@ -80,7 +80,7 @@ fn a_lost_partition_cant_be_committed() {
 #[test]
 fn more_members_than_partitions_wait_their_turn() {
     let (_dir, log) = log_with(1);
-    let mut members: Vec<_> = (0..3).map(|_| log.join("g", &["a"]).unwrap()).collect();
+    let mut members: Vec<_> = (0..3).map(|_| log.join("g", "0", &["a"]).unwrap()).collect();
     let assigned: Vec<_> = members.iter_mut().map(|member| rebalanced(&mut **member, "a").0).collect();
     assert_eq!(assigned, [vec![at("a", 0)], vec![], vec![]]);
     drop(members.remove(0));
@@ -91,7 +91,7 @@ fn more_members_than_partitions_wait_their_turn() {
 #[test]
 fn a_waiting_poll_is_woken_by_records_and_by_a_rebalance() {
     let (_dir, log) = log_with(2);
-    let mut first = log.join("g", &["a"]).unwrap();
+    let mut first = log.join("g", "0", &["a"]).unwrap();
     rebalanced(&mut *first, "a");
     let started = Instant::now();
     assert!(records(first.poll("a", 10, Duration::from_millis(30)).unwrap()).is_empty());
@@ -105,7 +105,7 @@ fn a_waiting_poll_is_woken_by_records_and_by_a_rebalance() {
     thread::sleep(Duration::from_millis(30));
     append(&log, "a", 1, 1, &["x"]);
     thread::sleep(Duration::from_millis(30));
-    let _second = log.join("g", &["a"]).unwrap();
+    let _second = log.join("g", "0", &["a"]).unwrap();
     let (got, change) = poller.join().unwrap();
     assert_eq!(values(&got), ["x"]);
     assert!(matches!(change, Polled::Rebalanced { revoked, .. } if revoked == [at("a", 1)]));
@@ -129,7 +129,7 @@ fn a_backlog_is_merged_by_time() {
             log.append(&outbox).unwrap();
         }
     }
-    let mut consumer = log.join("g", &["a"]).unwrap();
+    let mut consumer = log.join("g", "0", &["a"]).unwrap();
     rebalanced(&mut *consumer, "a");
     let (mut latest_us, mut next, mut polls) = (i64::MIN, [0; 4], 0);
     loop {
@@ -163,7 +163,7 @@ fn partitions_of_equal_time_take_turns() {
             append(&log, "a", partition, 7, &["x", "y"]);
         }
     }
-    let mut consumer = log.join("g", &["a"]).unwrap();
+    let mut consumer = log.join("g", "0", &["a"]).unwrap();
     rebalanced(&mut *consumer, "a");
     let order: Vec<u32> = records(consumer.poll("a", 12, NOW).unwrap()).iter().map(|record| record.partition).collect();
     assert_eq!(order, [0, 0, 1, 1, 2, 2, 0, 0, 1, 1, 2, 2]);
@@ -175,8 +175,8 @@ fn topics_of_a_group_are_polled_apart() {
     log.create_topic(&spec("b", 2)).unwrap();
     append(&log, "a", 0, 1, &["of a"]);
     append(&log, "b", 0, 1, &["of b"]);
-    let mut first = log.join("g", &["a", "b"]).unwrap();
-    let mut second = log.join("g", &["b", "a"]).unwrap();
+    let mut first = log.join("g", "0", &["a", "b"]).unwrap();
+    let mut second = log.join("g", "0", &["b", "a"]).unwrap();
     assert_eq!(rebalanced(&mut *first, "a").0, [at("a", 0), at("b", 0)]);
     assert_eq!(rebalanced(&mut *second, "b").0, [at("a", 1), at("b", 1)]);
     assert_eq!(values(&records(first.poll("b", 10, NOW).unwrap())), ["of b"]);

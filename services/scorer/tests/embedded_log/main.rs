@@ -55,7 +55,7 @@ fn values(records: &[Record]) -> Vec<&str> {
 fn records(polled: Polled) -> Vec<Record> {
     match polled {
         Polled::Records(records) => records,
-        Polled::Rebalanced { .. } => panic!("{polled:?}"),
+        Polled::Rebalanced { .. } | Polled::Revoking(_) => panic!("{polled:?}"),
     }
 }
 
@@ -63,7 +63,7 @@ fn records(polled: Polled) -> Vec<Record> {
 fn rebalanced(consumer: &mut dyn Consumer, topic: &str) -> (Vec<TopicPartition>, Vec<TopicPartition>) {
     match consumer.poll(topic, 10, NOW).unwrap() {
         Polled::Rebalanced { assigned, revoked } => (assigned, revoked),
-        Polled::Records(records) => panic!("{records:?}"),
+        polled => panic!("{polled:?}"),
     }
 }
 

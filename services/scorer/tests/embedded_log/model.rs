@@ -110,7 +110,7 @@ impl World {
             }
             Step::Join => {
                 if self.members.len() < 4 {
-                    let consumer = self.log().join("g", &["in"]).unwrap();
+                    let consumer = self.log().join("g", "0", &["in"]).unwrap();
                     let (pending, positions) = (BTreeMap::new(), BTreeMap::new());
                     self.members.iter_mut().for_each(|member| member.current = false);
                     self.members.push(Member { consumer, pending, positions, current: false });
@@ -211,6 +211,7 @@ impl World {
                     assert!(member.positions.insert(partition, position).is_none());
                 }
             }
+            Ok(Polled::Revoking(partitions)) => panic!("revoked at once: {partitions:?}"),
             Ok(Polled::Records(records)) => {
                 assert!(self.members[index].current, "a change must be told first");
                 assert!(records.len() <= max);

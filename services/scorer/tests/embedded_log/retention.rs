@@ -60,7 +60,7 @@ fn a_consumer_learns_that_its_position_is_gone() {
     for second in 0..10 {
         append(&log, "a", 0, second * SECOND_US, &["x", "y"]);
     }
-    let mut consumer = log.join("g", &["a"]).unwrap();
+    let mut consumer = log.join("g", "0", &["a"]).unwrap();
     rebalanced(&mut *consumer, "a");
     assert_eq!(records(consumer.poll("a", 3, NOW).unwrap()).len(), 3);
     log.trim(9 * SECOND_US).unwrap();

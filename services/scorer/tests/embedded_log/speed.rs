@@ -73,7 +73,7 @@ fn speed() {
     let (written, cpu) = usage();
     println!("append: {:.1} s, CPU {:.1} s", started.elapsed().as_secs_f64(), cpu - cpu_before);
 
-    let mut consumer = log.join("g", &["in"]).unwrap();
+    let mut consumer = log.join("g", "0", &["in"]).unwrap();
     rebalanced(&mut *consumer, "in");
     let mut position = [0; 4];
     for (pace_us, rounds) in [(0, ROUNDS / 2), (1_000_000 * RECORDS / 150_000, ROUNDS / 2)] {

@@ -202,6 +202,16 @@ impl Consumer for EmbeddedConsumer {
         let left = commit.checkpoint.is_some() && checkpoint.is_none();
         Ok(if left { Committed::WithoutCheckpoint } else { Committed::WithCheckpoint })
     }
+
+    fn at_end(&mut self, topic: &str) -> Result<Vec<(u32, bool)>> {
+        let of_topic = self.assigned.iter().filter(|assigned| assigned.partition.topic == topic);
+        of_topic
+            .map(|assigned| {
+                let partition = assigned.partition.partition;
+                Ok((partition, assigned.position >= assigned.topic.bounds(partition)?.end))
+            })
+            .collect()
+    }
 }
 
 impl Drop for EmbeddedConsumer {

@@ -378,7 +378,7 @@ impl Log for EmbeddedLog {
         self.inner.storage.offset(group, topic.id, partition.partition)
     }
 
-    fn join(&self, group: &str, topics: &[&str]) -> Result<Box<dyn Consumer>> {
+    fn join(&self, group: &str, _member: &str, topics: &[&str]) -> Result<Box<dyn Consumer>> {
         let mut topics = topics.to_vec();
         topics.sort_unstable();
         topics.dedup();
