@@ -153,6 +153,16 @@ impl<'de> Deserialize<'de> for Span {
     }
 }
 
+/// A [`Duration`] written as a [`Span`], for `deserialize_with`.
+pub(crate) fn span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    Span::deserialize(deserializer).map(|span| span.0)
+}
+
+/// An optional [`Duration`] written as a [`Span`], for `deserialize_with`.
+pub(crate) fn optional_span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    Option::<Span>::deserialize(deserializer).map(|span| span.map(|span| span.0))
+}
+
 fn parse_span(text: &str) -> Option<Duration> {
     let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
     let count: u64 = text[..unit_at].parse().ok()?;

@@ -4,6 +4,7 @@ mod backfill;
 mod definitions;
 mod entities;
 mod features;
+pub mod metrics;
 pub mod store;
 mod view_reader;
 mod window;
@@ -13,7 +14,9 @@ pub use definitions::Entity;
 pub use entities::EntityTable;
 pub use features::{DefinitionError, FeatureSet, View};
 pub use store::{
-    Checkpoint, EmbeddedStore, OnlineStore, PartitionCheckpoint, Read, StateWrite, StoreError, StoredState, Watermark,
+    Checkpoint, CqlConsistency, CqlOptions, CqlReplication, CqlStore, EmbeddedStore, Migration, OnlineStore,
+    PartitionCheckpoint, Read, RedisMode, RedisOptions, RedisStore, RemoteOptions, RemoteStore, Retry, StateWrite,
+    StoreError, StoredState, Watermark,
 };
 pub use view_reader::{ViewRead, ViewReader, ViewState, Wanted};
 pub use window::WindowState;

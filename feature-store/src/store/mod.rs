@@ -1,14 +1,22 @@
 //! The online store: the checkpoint of entity state, read by its owner after a restart and by
 //! everybody else through a cache.
 
+mod codec;
+pub mod cql;
 pub mod embedded;
+pub mod redis;
+pub mod remote;
+mod tls;
 
 use std::fmt;
 
 use async_trait::async_trait;
 use schemas::{EventTime, Id};
 
+pub use cql::{CqlConsistency, CqlOptions, CqlReplication, CqlStore, Migration};
 pub use embedded::EmbeddedStore;
+pub use redis::{RedisMode, RedisOptions, RedisStore};
+pub use remote::{RemoteOptions, RemoteStore, Retry};
 
 /// An entity's state as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
