@@ -106,7 +106,8 @@ async fn an_owner_waits_for_redis_and_loses_nothing() {
     let store = remote(store, 2 * timeout, Retry::UntilStopped(Arc::default()));
     let view = unique("outage");
     let owner = own(store, view.clone(), 2000);
-    for (line, millis) in [(Line::Cut, 400), (Line::Open, 150), (Line::Dead, 700), (Line::Open, 150), (Line::Cut, 300)] {
+    for (line, millis) in [(Line::Cut, 400), (Line::Open, 150), (Line::Dead, 700), (Line::Open, 150), (Line::Cut, 300)]
+    {
         proxy.line.send(line).unwrap();
         tokio::time::sleep(Duration::from_millis(millis)).await;
     }
@@ -200,7 +201,10 @@ async fn an_owner_goes_on_after_a_failover() {
             // Started anew, as an owner would.
             Err(StoreError::WentBack { .. }) => {
                 eprintln!("the failover lost writes, and it was noticed");
-                store.write(&checkpoint(&view, 0, &[("a", state(offset - 1, offset.to_string()))], offset)).await.unwrap();
+                store
+                    .write(&checkpoint(&view, 0, &[("a", state(offset - 1, offset.to_string()))], offset))
+                    .await
+                    .unwrap();
                 offset
             }
             Err(error) => panic!("{error}"),

@@ -111,11 +111,13 @@ async fn node(options: &RedisOptions) -> redis::aio::MultiplexedConnection {
         (RedisMode::Sentinel { service }, _) => {
             let server_type = redis::sentinel::SentinelServerType::Master;
             let mut sentinel =
-                redis::sentinel::SentinelClient::build(options.urls.clone(), service.clone(), None, server_type).unwrap();
+                redis::sentinel::SentinelClient::build(options.urls.clone(), service.clone(), None, server_type)
+                    .unwrap();
             sentinel.async_get_client().await.unwrap()
         }
         (_, Some(ca_certificate)) => {
-            let login = format!("rediss://{}:{}@", options.username.as_ref().unwrap(), options.password.as_ref().unwrap());
+            let login =
+                format!("rediss://{}:{}@", options.username.as_ref().unwrap(), options.password.as_ref().unwrap());
             let url = options.urls[0].replace("rediss://", &login);
             let root_cert = Some(std::fs::read(ca_certificate).unwrap());
             redis::Client::build_with_tls(url, redis::TlsCertificates { client_tls: None, root_cert }).unwrap()

@@ -24,15 +24,19 @@ const BODY_BYTES_MAX: usize = 1 << 20;
 /// Longest that a request may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Whether the process does its work: model warm, partitions assigned.
+pub type Ready = Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>;
+
 /// What the server answers from.
 #[derive(Clone)]
 pub struct Context {
     pub features: Arc<FeatureSet>,
     pub store: Arc<dyn OnlineStore>,
-    /// Partitions of the transactions and of the terminal stream: where an entity's watermark stands.
-    pub partitions: u32,
-    /// Whether the process does its work: model warm, partitions assigned.
-    pub ready: Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>,
+    /// Partitions of the transactions, and of the stream that is keyed by terminal: where an
+    /// entity's watermark stands.
+    pub card_partitions: u32,
+    pub terminal_partitions: u32,
+    pub ready: Ready,
     pub metrics: PrometheusHandle,
 }
 
@@ -42,20 +46,28 @@ impl std::fmt::Debug for Context {
     }
 }
 
-/// The routes:
-/// - `GET /health`: 200 as long as the process answers
-/// - `GET /ready`: 200 once the model is warm and partitions are assigned, else 503 with the reason
-/// - `GET /metrics`: Prometheus text
+/// The routes of a process that answers lookups: those of [`probes`], and
 /// - `POST /get-online-features`: Feast's feature lookup
 pub fn router(context: Context) -> Router {
+    let probes = probes(Arc::clone(&context.ready), context.metrics.clone());
     Router::new()
         .route("/get-online-features", post(lookup::get_online_features))
-        .route("/ready", get(ready))
-        .route("/health", get(|| async { "ok\n" }))
-        .route("/metrics", get(metrics_text))
         .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
         .with_state(context)
+        .merge(probes)
+}
+
+/// The routes of every process:
+/// - `GET /health`: 200 as long as it answers
+/// - `GET /ready`: 200 once it does its work, else 503 with the reason
+/// - `GET /metrics`: Prometheus text
+pub fn probes(ready: Ready, metrics: PrometheusHandle) -> Router {
+    Router::new()
+        .route("/ready", get(is_ready).with_state(ready))
+        .route("/health", get(|| async { "ok\n" }))
+        .route("/metrics", get(metrics_text).with_state(metrics))
+        .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
 }
 
 /// Serves `router` on `address` until `shutdown` is done; tells the address that was bound (port 0
@@ -71,13 +83,13 @@ pub async fn serve(
     axum::serve(listener, router).with_graceful_shutdown(shutdown).await
 }
 
-async fn ready(State(context): State<Context>) -> (StatusCode, String) {
-    match (context.ready)() {
+async fn is_ready(State(ready): State<Ready>) -> (StatusCode, String) {
+    match ready() {
         Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")),
     }
 }
 
-async fn metrics_text(State(context): State<Context>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], context.metrics.render())
+async fn metrics_text(State(metrics): State<PrometheusHandle>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render())
 }

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use feature_store::{FeatureSet, View, WindowState};
+use feature_store::{Entity, FeatureSet, View, WindowState};
 use schemas::{EventTime, partition_for_key};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -157,11 +157,15 @@ struct ViewRows {
 /// transaction would be joined with that took place at that moment.
 async fn read(context: &Context, view: &View, ids: &[String]) -> Result<ViewRows, LookupError> {
     let failed = |error: feature_store::StoreError| LookupError(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
-    let mut complete = Vec::with_capacity(context.partitions as usize);
-    for partition in 0..context.partitions {
-        let watermark = context.store.watermark(view.name(), partition).await.map_err(failed)?;
-        complete.push(watermark.map_or(EventTime::from_millis(0), |watermark| watermark.event_time));
-    }
+    let partitions = match view.entity() {
+        Entity::CardId => context.card_partitions,
+        Entity::TerminalId => context.terminal_partitions,
+    };
+    // Before the states: these are at least as complete then.
+    let all: Vec<u32> = (0..partitions).collect();
+    let watermarks = context.store.read(view.name(), &[], &all).await.map_err(failed)?.watermarks;
+    let complete = watermarks.into_iter().map(|at| at.map_or(EventTime::from_millis(0), |at| at.event_time));
+    let complete: Vec<EventTime> = complete.collect();
     let keys: Vec<&str> = ids.iter().map(String::as_str).collect();
     let stored = context.store.read(view.name(), &keys, &[]).await.map_err(failed)?.states;
     let mut rows = ViewRows { found: Vec::new(), values: Vec::new(), complete_to: Vec::new() };
@@ -169,7 +173,7 @@ async fn read(context: &Context, view: &View, ids: &[String]) -> Result<ViewRows
         let state = stored.map(|stored| WindowState::decode(&stored.bytes)).transpose().map_err(|error| {
             LookupError(StatusCode::INTERNAL_SERVER_ERROR, format!("the state of `{id}` is damaged: {error}"))
         })?;
-        let at = complete[partition_for_key(id.as_bytes(), context.partitions) as usize];
+        let at = complete[partition_for_key(id.as_bytes(), partitions) as usize];
         let mut values = vec![f64::NAN; context.features.width()];
         view.evaluate(state.as_ref(), at, None, &mut values);
         rows.found.push(state.is_some());

@@ -1,8 +1,13 @@
 //! `fraudline`: the one binary.
 
+mod config;
+mod dead_letters;
+mod feeder;
 mod records;
+mod service;
 mod simulate;
 mod source;
+mod store;
 mod tail;
 mod train;
 mod up;
@@ -25,19 +30,52 @@ struct Cli {
 enum Command {
     /// Run everything in this process: source, log, scorer, materializer, HTTP
     Up(up::UpArgs),
+    /// Score transactions from Kafka
+    Score(service::score::ScoreArgs),
+    /// Keep the views of entities that cut across partitions, from Kafka into the online store
+    Materialize(service::materialize::MaterializeArgs),
+    /// Answer feature lookups over HTTP
+    Serve(service::serve::ServeArgs),
+    /// The configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// The online store
+    #[command(subcommand)]
+    Store(store::StoreCommand),
+    /// Records that could not be processed
+    #[command(subcommand)]
+    DeadLetters(dead_letters::DeadLettersCommand),
     /// Print the records of a topic as JSON lines
     Tail(tail::TailArgs),
-    /// Write simulated transactions to a Parquet file
+    /// Write simulated transactions to a Parquet file, or to Kafka
     Simulate(simulate::SimulateArgs),
     /// Train a model on recorded or simulated transactions
     Train(train::TrainArgs),
 }
 
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Read it, try every connection in it, and say what is wrong
+    Check(config::CheckArgs),
+}
+
 fn main() -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_env("FRAUDLINE_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    let cli = Cli::parse();
+    // A service tells what it does; a command prints its result.
+    let level = match cli.command {
+        Command::Score(_) | Command::Materialize(_) | Command::Serve(_) => "info,librdkafka=warn",
+        _ => "warn",
+    };
+    let filter = EnvFilter::try_from_env("FRAUDLINE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-    match Cli::parse().command {
+    match cli.command {
         Command::Up(args) => up::run(&args),
+        Command::Score(args) => service::score::run(&args),
+        Command::Materialize(args) => service::materialize::run(&args),
+        Command::Serve(args) => service::serve::run(&args),
+        Command::Config(ConfigCommand::Check(args)) => config::check(&args),
+        Command::Store(command) => store::run(&command),
+        Command::DeadLetters(command) => dead_letters::run(&command),
         Command::Tail(args) => tail::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Train(args) => train::run(&args),

@@ -1,40 +1,92 @@
-//! `fraudline simulate`: simulated transactions in the Handbook's columns.
+//! `fraudline simulate`: simulated transactions in the Handbook's columns, or as a stream.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use clap::Args;
+use anyhow::Context;
+use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use load_tests::{Simulator, SimulatorOptions, write_parquet};
+use load_tests::{Simulator, write_parquet};
+use scorer::log::{Delivery, Log};
+
+use crate::config::ConfigArgs;
+use crate::feeder::{Feeder, Pace, Rate};
+use crate::service::{connect, runtime, watch_signals};
+use crate::source::SourceArgs;
 
 #[derive(Debug, Args)]
 pub(crate) struct SimulateArgs {
-    #[arg(long, default_value_t = 5000)]
-    customers: u32,
-    #[arg(long, default_value_t = 10_000)]
-    terminals: u32,
-    #[arg(long, default_value_t = 183)]
-    days: u32,
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    #[arg(long, value_name = "FILE.parquet")]
-    output: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
+    /// Days of simulated transactions [default: 183; to Kafka, without end]
+    #[arg(long)]
+    days: Option<u32>,
+    /// Write them to this file
+    #[arg(long, value_name = "FILE.parquet", required_unless_present = "to", conflicts_with = "to")]
+    output: Option<PathBuf>,
+    /// Stream them, and the chargebacks that follow, to the topics `transactions` and `labels`
+    #[arg(long, value_enum)]
+    to: Option<Target>,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Events per second on a schedule, or `max`: as fast as Kafka takes them
+    #[arg(long, default_value = "1000")]
+    rate: Rate,
+    /// Stop after so many transactions
+    #[arg(long)]
+    events: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Target {
+    Kafka,
 }
 
 pub(crate) fn run(args: &SimulateArgs) -> anyhow::Result<()> {
-    let options = SimulatorOptions {
-        customers: args.customers,
-        terminals: args.terminals,
-        days: Some(args.days),
-        seed: args.seed,
-        ..SimulatorOptions::default()
-    };
+    match &args.output {
+        Some(output) => to_file(args, output),
+        None => to_kafka(args),
+    }
+}
+
+fn to_file(args: &SimulateArgs, output: &Path) -> anyhow::Result<()> {
+    anyhow::ensure!(args.source.input.is_none(), "--input goes with --to kafka");
+    let days = args.days.unwrap_or(183);
+    let options = args.source.simulator(Some(days));
     let start = options.start;
     // A customer makes 2 transactions a day on average; a few fall outside the day.
-    let expected = u64::from(args.customers) * u64::from(args.days) * 19 / 10;
+    let expected = u64::from(options.customers) * u64::from(days) * 19 / 10;
     let bar = progress(expected, "transactions");
-    let rows = write_parquet(&args.output, Simulator::new(options), start, |rows| bar.set_position(rows))?;
+    let rows = write_parquet(output, Simulator::new(options), start, |rows| bar.set_position(rows))?;
     bar.finish_and_clear();
-    println!("{rows} transactions written to {}", args.output.display());
+    println!("{rows} transactions written to {}", output.display());
+    Ok(())
+}
+
+fn to_kafka(args: &SimulateArgs) -> anyhow::Result<()> {
+    let config = args.config.load()?;
+    let log = connect::kafka(&config, format!("{}-simulate", config.instance()), Delivery::AtLeastOnce)?;
+    let feed = args.source.open(args.days)?;
+    let runtime = runtime()?;
+    let interrupted = Arc::new(AtomicBool::new(false));
+    watch_signals(&runtime, &interrupted);
+    let feeding = Arc::new(AtomicBool::new(true));
+    let watched = Arc::clone(&feeding);
+    runtime.spawn(async move {
+        while !interrupted.load(Relaxed) {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        watched.store(false, Relaxed);
+    });
+    let expected = args.events.or(feed.len()).unwrap_or(0);
+    let bar = progress(expected, "transactions");
+    let pace = Pace { rate: args.rate, outstanding: None, events_max: args.events };
+    let shown = bar.clone();
+    let fed = Feeder::new(log as Arc<dyn Log>, feed, pace).run(&feeding, |fed| shown.set_position(fed));
+    bar.finish_and_clear();
+    println!("{} transactions written to Kafka at {}", fed.context("writing to Kafka")?, config.kafka.brokers);
+    runtime.shutdown_background();
     Ok(())
 }
 

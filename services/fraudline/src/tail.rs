@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use schemas::topics;
-use scorer::log::{EmbeddedLog, LogError, embedded::EmbeddedOptions};
+use scorer::log::{Delivery, EmbeddedLog, EmbeddedOptions, KafkaLog, Log, LogError};
 
+use crate::config::ConfigArgs;
 use crate::records::{Page, page};
 use crate::up::RUNNING_FILE;
 
@@ -21,6 +22,11 @@ pub(crate) struct TailArgs {
     /// Where a running `fraudline up` listens
     #[arg(long, default_value = "http://127.0.0.1:6566", conflicts_with = "data_dir")]
     url: String,
+    /// Read Kafka, as the configuration has it (`--config`, `FRAUDLINE__KAFKA__BROKERS`)
+    #[arg(long, conflicts_with_all = ["data_dir", "url"])]
+    kafka: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
     /// Where to begin
     #[arg(long, value_enum)]
     from: Option<Begin>,
@@ -45,7 +51,7 @@ enum Begin {
 }
 
 enum Source {
-    Log(std::sync::Arc<EmbeddedLog>),
+    Log(std::sync::Arc<dyn Log>),
     Http(String),
 }
 
@@ -87,6 +93,11 @@ pub(crate) fn run(args: &TailArgs) -> anyhow::Result<()> {
 }
 
 fn open(args: &TailArgs) -> anyhow::Result<Source> {
+    if args.kafka || args.config.config.is_some() {
+        let config = args.config.load()?;
+        let log = KafkaLog::connect(config.kafka(config.instance(), Delivery::AtLeastOnce))?;
+        return Ok(Source::Log(std::sync::Arc::new(log)));
+    }
     let Some(dir) = &args.data_dir else { return Ok(Source::Http(args.url.clone())) };
     anyhow::ensure!(dir.is_dir(), "there is no data directory {}", dir.display());
     match EmbeddedLog::open(dir, EmbeddedOptions::default()) {

@@ -1,6 +1,5 @@
 //! `fraudline up`: source, log, scorer, materializer and HTTP in one process, on one data directory.
 
-mod feeder;
 mod report;
 mod view;
 mod watch;
@@ -9,10 +8,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 use feature_store::{FeatureSet, OnlineStore};
 use materializer::{Materializer, MaterializerOptions};
@@ -23,9 +21,10 @@ use scorer::log::{EmbeddedLog, Log, TopicPartition, TopicSpec};
 use scorer::worker::Stats;
 use scorer::{Worker, WorkerOptions, system_clock};
 
+use crate::feeder::{Feeder, Outstanding, Pace, Rate};
 use crate::records;
+use crate::service::{Part, install_metrics, runtime, spawn, start_http, watch_signals};
 use crate::source::SourceArgs;
-use feeder::{Feeder, Rate};
 use report::Report;
 use view::View;
 use watch::Watch;
@@ -91,12 +90,6 @@ enum SurvivesArg {
     Power,
 }
 
-/// A thread of the process; its end before it was told to stop is an error.
-struct Part {
-    name: &'static str,
-    thread: JoinHandle<anyhow::Result<()>>,
-}
-
 pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     let temporary = args.data_dir.is_none().then(tempfile::tempdir).transpose().context("making a temporary folder")?;
     let data_dir = match (&args.data_dir, &temporary) {
@@ -108,14 +101,7 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
         Some(path) => FeatureSet::load(path)?,
         None => FeatureSet::bundled(),
     });
-    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new();
-    let recorder = recorder
-        .set_buckets(&[
-            1e-5, 1e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 100.0, 1000.0,
-        ])
-        .and_then(metrics_exporter_prometheus::PrometheusBuilder::install_recorder)
-        .context("setting up metrics")?;
-
+    let metrics = install_metrics()?;
     let log = open_log(args, &data_dir)?;
     let store = log.store() as Arc<dyn OnlineStore>;
     let feed = args.source.open(None)?;
@@ -123,9 +109,10 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
 
     let stats = Arc::new(Stats::default());
     let interrupted = Arc::new(AtomicBool::new(false));
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = runtime()?;
     // Bound and answering /health before the model is warm, as a probe expects it.
-    let url = start_http(args, &runtime, &log, &store, &features, &stats, recorder)?;
+    let router = router(args, &log, &store, &features, &stats, metrics);
+    let url = start_http(&runtime, args.http, router)?;
     std::fs::write(data_dir.join(RUNNING_FILE), &url).context("writing to the data directory")?;
     watch_signals(&runtime, &interrupted);
 
@@ -135,7 +122,9 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     };
     let model = ModelThread::start(artifact, &ServeOptions { device: args.device, ..ServeOptions::default() })?;
 
-    let mut feeder = Feeder::new(Arc::clone(&log) as Arc<dyn Log>, feed, Arc::clone(&stats), args.rate())?;
+    let outstanding = Outstanding { stats: Arc::clone(&stats), backlog: lag(&*log)? };
+    let pace = Pace { rate: args.rate(), outstanding: Some(outstanding), events_max: None };
+    let mut feeder = Feeder::new(Arc::clone(&log) as Arc<dyn Log>, feed, pace);
     let resumed_at = feeder.resume()?;
     let mut watch = Watch::new(Arc::clone(&log) as Arc<dyn Log>, feeder.frauds(), model.threshold());
     let mut view = View::new(&url, &data_dir, model.version(), model.device(), resumed_at);
@@ -145,7 +134,7 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     let feeding = Arc::new(AtomicBool::new(true));
     let feeder = {
         let feeding = Arc::clone(&feeding);
-        spawn("feeder", move || feeder.run(&feeding))?
+        spawn("feeder", move || feeder.run(&feeding, |_| ()).map(|_| ()))?
     };
 
     let started = Instant::now();
@@ -173,13 +162,7 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     let elapsed = started.elapsed();
     feeding.store(false, Relaxed);
     stop.store(true, Relaxed);
-    for part in parts.into_iter().chain([feeder]) {
-        let name = part.name;
-        part.thread
-            .join()
-            .map_err(|_| anyhow!("the {name} panicked"))?
-            .with_context(|| format!("the {name} stopped"))?;
-    }
+    parts.into_iter().chain([feeder]).try_for_each(Part::join)?;
     while watch.step()? > 0 {}
     log.persist()?;
     view.close();
@@ -212,15 +195,14 @@ fn open_log(args: &UpArgs, data_dir: &Path) -> anyhow::Result<Arc<EmbeddedLog>> 
     Ok(log)
 }
 
-fn start_http(
+fn router(
     args: &UpArgs,
-    runtime: &tokio::runtime::Runtime,
     log: &Arc<EmbeddedLog>,
     store: &Arc<dyn OnlineStore>,
     features: &Arc<FeatureSet>,
     stats: &Arc<Stats>,
-    recorder: metrics_exporter_prometheus::PrometheusHandle,
-) -> anyhow::Result<String> {
+    metrics: metrics_exporter_prometheus::PrometheusHandle,
+) -> axum::Router {
     let assigned = Arc::clone(stats);
     let ready = move || match assigned.assigned.load(Relaxed) {
         true => Ok(()),
@@ -229,54 +211,15 @@ fn start_http(
     let context = feature_server::Context {
         features: Arc::clone(features),
         store: Arc::clone(store),
-        partitions: args.partitions,
+        card_partitions: args.partitions,
+        terminal_partitions: args.partitions,
         ready: Arc::new(ready),
-        metrics: recorder,
+        metrics,
     };
     let pages = axum::Router::new()
         .route("/topics/{topic}/records", axum::routing::get(records::get_page))
         .with_state(Arc::clone(log) as Arc<dyn Log>);
-    let router = feature_server::router(context).merge(pages);
-    let (bound, address) = std::sync::mpsc::channel();
-    let server = runtime.spawn(feature_server::serve(
-        args.http,
-        router,
-        move |address| {
-            let _ = bound.send(address);
-        },
-        std::future::pending(),
-    ));
-    match address.recv() {
-        Ok(address) => Ok(format!("http://{address}")),
-        Err(_) => {
-            runtime.block_on(server)?.with_context(|| {
-                format!("HTTP can't listen on {}; name another address with --http, as in 127.0.0.1:0", args.http)
-            })?;
-            Err(anyhow!("the HTTP server ended at once"))
-        }
-    }
-}
-
-/// The first Ctrl-C or SIGTERM drains; a second one ends the process where it stands.
-fn watch_signals(runtime: &tokio::runtime::Runtime, interrupted: &Arc<AtomicBool>) {
-    let interrupted = Arc::clone(interrupted);
-    runtime.spawn(async move {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-        else {
-            tracing::warn!("signals can't be watched; Ctrl-C ends the process without draining");
-            return;
-        };
-        for _ in 0..2 {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            if interrupted.swap(true, Relaxed) {
-                std::process::exit(130);
-            }
-        }
-    });
+    feature_server::router(context).merge(pages)
 }
 
 fn start_parts(
@@ -313,11 +256,6 @@ fn start_parts(
         parts.push(spawn("scorer", move || Ok(worker.run(&stopping)?))?);
     }
     Ok(parts)
-}
-
-fn spawn(name: &'static str, run: impl FnOnce() -> anyhow::Result<()> + Send + 'static) -> anyhow::Result<Part> {
-    let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run)?;
-    Ok(Part { name, thread })
 }
 
 /// Transactions in the log that are not scored yet.

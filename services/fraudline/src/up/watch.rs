@@ -9,7 +9,7 @@ use schemas::{Alert, topics};
 use scorer::log::{Log, Record, TopicPartition};
 use serde::Deserialize;
 
-use super::feeder::Frauds;
+use crate::feeder::Frauds;
 
 /// Records read of a partition at a time.
 const READ_RECORDS: usize = 8192;

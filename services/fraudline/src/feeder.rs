@@ -21,7 +21,7 @@ const OUTSTANDING_MAX: u64 = 8192;
 
 /// How fast transactions come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rate {
+pub(crate) enum Rate {
     /// On a schedule, whether they are scored in time or not (open loop).
     PerSecond(u64),
     /// As fast as they are scored.
@@ -41,30 +41,42 @@ impl FromStr for Rate {
 }
 
 /// Ids of the transactions that are frauds, known from the moment they are fed.
-pub(super) type Frauds = Arc<Mutex<HashSet<Id>>>;
+pub(crate) type Frauds = Arc<Mutex<HashSet<Id>>>;
 
-pub(super) struct Feeder {
+/// When the next transaction is due.
+#[derive(Clone, Debug)]
+pub(crate) struct Pace {
+    pub(crate) rate: Rate,
+    /// At `max`, whose scores to wait for; without them, the log is filled as fast as it goes.
+    pub(crate) outstanding: Option<Outstanding>,
+    pub(crate) events_max: Option<u64>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Outstanding {
+    pub(crate) stats: Arc<Stats>,
+    /// Fed but not scored when this process began.
+    pub(crate) backlog: u64,
+}
+
+pub(crate) struct Feeder {
     log: Arc<dyn Log>,
     feed: Feed,
-    stats: Arc<Stats>,
-    rate: Rate,
+    pace: Pace,
     frauds: Frauds,
-    /// Fed but not scored when this process began.
-    backlog: u64,
 }
 
 impl Feeder {
-    pub(super) fn new(log: Arc<dyn Log>, feed: Feed, stats: Arc<Stats>, rate: Rate) -> anyhow::Result<Feeder> {
-        let backlog = super::lag(&*log)?;
-        Ok(Feeder { log, feed, stats, rate, frauds: Frauds::default(), backlog })
+    pub(crate) fn new(log: Arc<dyn Log>, feed: Feed, pace: Pace) -> Feeder {
+        Feeder { log, feed, pace, frauds: Frauds::default() }
     }
 
-    pub(super) fn frauds(&self) -> Frauds {
+    pub(crate) fn frauds(&self) -> Frauds {
         Arc::clone(&self.frauds)
     }
 
     /// Goes to where the log ends: returns how many transactions stand in it.
-    pub(super) fn resume(&mut self) -> anyhow::Result<u64> {
+    pub(crate) fn resume(&mut self) -> anyhow::Result<u64> {
         let written = |topic: &str| -> anyhow::Result<u64> {
             Ok(self.log.topic(topic)?.offsets.iter().map(|kept| kept.end).sum())
         };
@@ -79,28 +91,36 @@ impl Feeder {
         Ok(transactions)
     }
 
-    /// Feeds until the source ends or `feeding` is unset.
-    pub(super) fn run(mut self, feeding: &AtomicBool) -> anyhow::Result<()> {
+    /// Feeds until the source ends or `feeding` is unset; tells how many transactions that are so
+    /// far, and in the end.
+    pub(crate) fn run(mut self, feeding: &AtomicBool, mut tell: impl FnMut(u64)) -> anyhow::Result<u64> {
         let clock = system_clock();
         let started = Instant::now();
         let mut fed = 0u64;
         let mut outbox = Outbox::default();
         while feeding.load(Relaxed) {
-            let allowed = match self.rate {
-                Rate::PerSecond(rate) => (started.elapsed().as_secs_f64() * rate as f64) as u64 - fed,
-                Rate::Max => {
-                    let done = self.stats.scores.load(Relaxed) + self.stats.dead_letters.load(Relaxed);
-                    OUTSTANDING_MAX.saturating_sub(self.backlog + fed - done)
+            let allowed = match (self.pace.rate, &self.pace.outstanding) {
+                (Rate::PerSecond(rate), _) => (started.elapsed().as_secs_f64() * rate as f64) as u64 - fed,
+                (Rate::Max, Some(Outstanding { stats, backlog })) => {
+                    let done = stats.scores.load(Relaxed) + stats.dead_letters.load(Relaxed);
+                    // Whole chunks: what is appended together is cheaper to write and to read.
+                    match OUTSTANDING_MAX.saturating_sub(backlog + fed - done) {
+                        allowed if allowed < CHUNK as u64 => 0,
+                        allowed => allowed,
+                    }
                 }
+                (Rate::Max, None) => CHUNK as u64,
             };
-            // At `max`, whole chunks: what is appended together is cheaper to write and to read.
-            if allowed == 0 || (self.rate == Rate::Max && allowed < CHUNK as u64) {
+            let left = self.pace.events_max.map_or(u64::MAX, |max| max - fed);
+            if left == 0 {
+                break;
+            }
+            if allowed == 0 {
                 std::thread::sleep(Duration::from_micros(500));
                 continue;
             }
-            let Some(chunk) = self.feed.next_chunk(usize::try_from(allowed).unwrap_or(CHUNK).min(CHUNK))? else {
-                return Ok(());
-            };
+            let next = usize::try_from(allowed.min(left)).unwrap_or(CHUNK).min(CHUNK);
+            let Some(chunk) = self.feed.next_chunk(next)? else { break };
             let frauds = chunk.transactions.iter().filter(|labelled| labelled.fraud);
             self.frauds.lock().extend(frauds.map(|labelled| labelled.transaction.transaction_id.clone()));
             // Labels first: one that was known when a transaction took place stands before it.
@@ -117,7 +137,8 @@ impl Feeder {
             self.log.append(&outbox)?;
             outbox.clear();
             fed += chunk.transactions.len() as u64;
+            tell(fed);
         }
-        Ok(())
+        Ok(fed)
     }
 }

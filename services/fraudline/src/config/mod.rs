@@ -1,0 +1,273 @@
+//! The configuration of the services: one YAML file, what it leaves out by default, and overrides
+//! from the environment.
+
+mod check;
+mod load;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use std::collections::BTreeMap;
+
+use feature_store::{CqlOptions, RedisOptions};
+use scorer::WorkerOptions;
+use scorer::log::kafka::{Sasl, Tls};
+use scorer::log::{Delivery, KafkaOptions};
+use serde::Deserialize;
+
+pub(crate) use check::{CheckArgs, run as check};
+pub(crate) use load::ConfigArgs;
+use load::{address, optional_span, span};
+
+/// Everything that the services can be told. Fields are named as in the file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// Tells this process apart from the others that share its work; the host's name if none.
+    pub(crate) instance: Option<String>,
+    pub(crate) kafka: KafkaConfig,
+    pub(crate) topics: TopicsConfig,
+    pub(crate) store: StoreConfig,
+    pub(crate) features: FeaturesConfig,
+    pub(crate) model: ModelConfig,
+    pub(crate) scorer: ScorerConfig,
+    pub(crate) materializer: MaterializerConfig,
+    pub(crate) server: ServerConfig,
+    /// How long a process that is told to end may take to finish what it has begun.
+    #[serde(deserialize_with = "span")]
+    pub(crate) drain_timeout: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            instance: None,
+            kafka: KafkaConfig::default(),
+            topics: TopicsConfig::default(),
+            store: StoreConfig::default(),
+            features: FeaturesConfig::default(),
+            model: ModelConfig::default(),
+            scorer: ScorerConfig::default(),
+            materializer: MaterializerConfig::default(),
+            server: ServerConfig::default(),
+            drain_timeout: Duration::from_secs(25),
+        }
+    }
+}
+
+/// The brokers.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct KafkaConfig {
+    /// `host:port`, separated by commas.
+    pub(crate) brokers: String,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) sasl: Option<Sasl>,
+    #[serde(deserialize_with = "span")]
+    pub(crate) session_timeout: Duration,
+    #[serde(deserialize_with = "span")]
+    pub(crate) transaction_timeout: Duration,
+    #[serde(deserialize_with = "span")]
+    pub(crate) request_timeout: Duration,
+    /// librdkafka properties by name; they win.
+    pub(crate) properties: BTreeMap<String, String>,
+}
+
+impl Default for KafkaConfig {
+    fn default() -> KafkaConfig {
+        let options = KafkaOptions::default();
+        KafkaConfig {
+            brokers: options.brokers,
+            tls: None,
+            sasl: None,
+            session_timeout: options.session_timeout,
+            transaction_timeout: options.transaction_timeout,
+            request_timeout: options.request_timeout,
+            properties: BTreeMap::new(),
+        }
+    }
+}
+
+/// What topics are created with where they are missing.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct TopicsConfig {
+    /// Whether missing topics may be created at all.
+    pub(crate) create: bool,
+    pub(crate) partitions: u32,
+    /// The brokers' default if none.
+    pub(crate) replication_factor: Option<u16>,
+    /// How long records are kept; must be longer than the longest window reaches.
+    #[serde(deserialize_with = "optional_span")]
+    pub(crate) retention: Option<Duration>,
+}
+
+impl Default for TopicsConfig {
+    fn default() -> TopicsConfig {
+        TopicsConfig { create: true, partitions: 8, replication_factor: None, retention: None }
+    }
+}
+
+/// The online store: one of them.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum StoreConfig {
+    Redis(RedisOptions),
+    /// ScyllaDB or Cassandra.
+    Cql(CqlOptions),
+}
+
+impl Default for StoreConfig {
+    fn default() -> StoreConfig {
+        StoreConfig::Redis(RedisOptions::default())
+    }
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct FeaturesConfig {
+    /// Definitions in YAML; the Handbook's if none.
+    pub(crate) path: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ModelConfig {
+    /// Folder of the artifact; the one in the binary if none.
+    pub(crate) path: Option<PathBuf>,
+    /// `auto`, `cpu` or `cuda:N`.
+    pub(crate) device: String,
+}
+
+impl Default for ModelConfig {
+    fn default() -> ModelConfig {
+        ModelConfig { path: None, device: "auto".to_owned() }
+    }
+}
+
+/// `fraudline score`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ScorerConfig {
+    /// Where health, readiness and metrics are served.
+    #[serde(deserialize_with = "address")]
+    pub(crate) http: SocketAddr,
+    pub(crate) delivery: Delivery,
+    /// Threads, each a member of the group with partitions of its own.
+    pub(crate) workers: u16,
+    pub(crate) batch_events_max: usize,
+    pub(crate) batches_in_flight_max: usize,
+    #[serde(deserialize_with = "span")]
+    pub(crate) checkpoint_interval: Duration,
+    /// Memory for card states, all workers together.
+    pub(crate) state_bytes_max: usize,
+    /// Memory for the cache of terminal states, all workers together.
+    pub(crate) view_cache_bytes: u64,
+    #[serde(deserialize_with = "span")]
+    pub(crate) view_wait_max: Duration,
+    #[serde(deserialize_with = "span")]
+    pub(crate) future_skew: Duration,
+    /// Whether scores carry the vector they were made from.
+    pub(crate) log_features: bool,
+}
+
+impl Default for ScorerConfig {
+    fn default() -> ScorerConfig {
+        let options = WorkerOptions::default();
+        ScorerConfig {
+            http: ([127, 0, 0, 1], 6567).into(),
+            delivery: Delivery::default(),
+            workers: 1,
+            batch_events_max: options.batch_events_max,
+            batches_in_flight_max: options.batches_in_flight_max,
+            checkpoint_interval: options.checkpoint_interval,
+            state_bytes_max: options.state_bytes_max,
+            view_cache_bytes: options.view_cache_bytes,
+            view_wait_max: options.view_wait_max,
+            future_skew: options.future_skew,
+            log_features: options.log_features,
+        }
+    }
+}
+
+/// `fraudline materialize`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct MaterializerConfig {
+    #[serde(deserialize_with = "address")]
+    pub(crate) http: SocketAddr,
+    pub(crate) batch_records_max: usize,
+    pub(crate) state_bytes_max: usize,
+    #[serde(deserialize_with = "span")]
+    pub(crate) checkpoint_interval: Duration,
+}
+
+impl Default for MaterializerConfig {
+    fn default() -> MaterializerConfig {
+        let options = materializer::MaterializerOptions::default();
+        MaterializerConfig {
+            http: ([127, 0, 0, 1], 6568).into(),
+            batch_records_max: options.batch_records_max,
+            state_bytes_max: options.state_bytes_max,
+            checkpoint_interval: options.checkpoint_interval,
+        }
+    }
+}
+
+/// `fraudline serve`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ServerConfig {
+    #[serde(deserialize_with = "address")]
+    pub(crate) http: SocketAddr,
+    /// Attempts of a lookup while the store is away.
+    pub(crate) store_attempts: u32,
+}
+
+impl Default for ServerConfig {
+    fn default() -> ServerConfig {
+        ServerConfig { http: ([127, 0, 0, 1], 6566).into(), store_attempts: 3 }
+    }
+}
+
+impl Config {
+    /// The name of this process in its groups.
+    pub(crate) fn instance(&self) -> String {
+        if let Some(instance) = &self.instance {
+            return instance.clone();
+        }
+        let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        if name.trim().is_empty() { "fraudline".to_owned() } else { name.trim().to_owned() }
+    }
+
+    pub(crate) fn kafka(&self, instance: String, delivery: Delivery) -> KafkaOptions {
+        KafkaOptions {
+            brokers: self.kafka.brokers.clone(),
+            tls: self.kafka.tls.clone(),
+            sasl: self.kafka.sasl.clone(),
+            delivery,
+            instance,
+            session_timeout: self.kafka.session_timeout,
+            transaction_timeout: self.kafka.transaction_timeout,
+            request_timeout: self.kafka.request_timeout,
+            replication_factor: self.topics.replication_factor,
+            properties: self.kafka.properties.clone(),
+        }
+    }
+
+    pub(crate) fn worker(&self) -> WorkerOptions {
+        let scorer = &self.scorer;
+        let workers = usize::from(scorer.workers.max(1));
+        WorkerOptions {
+            batch_events_max: scorer.batch_events_max,
+            batches_in_flight_max: scorer.batches_in_flight_max,
+            checkpoint_interval: scorer.checkpoint_interval,
+            state_bytes_max: scorer.state_bytes_max / workers,
+            view_cache_bytes: scorer.view_cache_bytes / workers as u64,
+            view_wait_max: scorer.view_wait_max,
+            future_skew: scorer.future_skew,
+            log_features: scorer.log_features,
+        }
+    }
+}

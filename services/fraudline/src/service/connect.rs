@@ -1,0 +1,68 @@
+//! Connections as the configuration has them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use feature_store::{CqlStore, FeatureSet, OnlineStore, RedisStore, RemoteOptions, RemoteStore, Retry, StoreError};
+use models::{Artifact, Device, ModelThread, ServeOptions};
+use schemas::topics;
+use scorer::log::{Delivery, KafkaLog, Log, LogError, TopicSpec};
+use tokio::runtime::Handle;
+
+use crate::config::{Config, StoreConfig};
+
+pub(crate) fn features(config: &Config) -> anyhow::Result<Arc<FeatureSet>> {
+    Ok(Arc::new(match &config.features.path {
+        Some(path) => FeatureSet::load(path)?,
+        None => FeatureSet::bundled(),
+    }))
+}
+
+/// The model, loaded and warm.
+pub(crate) fn model(config: &Config) -> anyhow::Result<ModelThread> {
+    let artifact = match &config.model.path {
+        Some(path) => Artifact::load(path)?,
+        None => Artifact::bundled()?,
+    };
+    let device: Device = config.model.device.parse().context("model.device in the configuration")?;
+    Ok(ModelThread::start(artifact, &ServeOptions { device, ..ServeOptions::default() })?)
+}
+
+/// The brokers, with all topics there.
+pub(crate) fn kafka(config: &Config, instance: String, delivery: Delivery) -> anyhow::Result<Arc<KafkaLog>> {
+    let log = KafkaLog::connect(config.kafka(instance, delivery))?;
+    for name in topics::ALL {
+        match log.ends(name) {
+            Err(LogError::UnknownTopic(_)) if config.topics.create => {
+                let (partitions, retention) = (config.topics.partitions, config.topics.retention);
+                log.create_topic(&TopicSpec { name: name.to_owned(), partitions, retention })?;
+                tracing::info!(topic = name, partitions, "created");
+            }
+            Err(error @ LogError::UnknownTopic(_)) => {
+                return Err(error).context("create the topic, or allow it with `topics.create: true`");
+            }
+            known => {
+                known?;
+            }
+        }
+    }
+    Ok(Arc::new(log))
+}
+
+/// The online store, reached once: settings that can't work are refused at the start.
+pub(crate) fn store(config: &Config, runtime: &Handle, retry: Retry) -> anyhow::Result<Arc<dyn OnlineStore>> {
+    let (store, name, timeout): (Arc<dyn OnlineStore>, _, Duration) = match &config.store {
+        StoreConfig::Redis(options) => (Arc::new(RedisStore::new(options.clone())?), "redis", options.timeout),
+        StoreConfig::Cql(options) => (Arc::new(CqlStore::new(options.clone())?), "cql", options.timeout),
+    };
+    match runtime.block_on(store.watermark("fraudline", 0)) {
+        // It is waited for.
+        Err(StoreError::Unavailable(reason)) => tracing::warn!("the online store is away: {reason}"),
+        reached => {
+            reached?;
+        }
+    }
+    let options = RemoteOptions { name, runtime: runtime.clone(), timeout: timeout * 4, retry };
+    Ok(Arc::new(RemoteStore::new(store, options)))
+}
