@@ -50,11 +50,8 @@ async fn an_untrusted_certificate_is_refused() {
 
 #[tokio::test]
 async fn a_database_that_is_away_is_unavailable() {
-    let nowhere = CqlOptions {
-        hosts: vec!["127.0.0.1:9".to_owned()],
-        timeout: Duration::from_secs(1),
-        ..CqlOptions::default()
-    };
+    let nowhere =
+        CqlOptions { hosts: vec!["127.0.0.1:9".to_owned()], timeout: Duration::from_secs(1), ..CqlOptions::default() };
     let store = CqlStore::new(nowhere).unwrap();
     let error = store.read("v", &["a"], &[]).await.unwrap_err();
     assert!(matches!(&error, StoreError::Unavailable(reason) if reason.contains("127.0.0.1:9")), "{error}");
@@ -70,7 +67,8 @@ async fn a_migration_makes_what_is_missing() {
     let reason = refused(options.clone()).await;
     assert!(reason.contains("`fraudline store migrate`") && reason.contains(&keyspace), "{reason}");
     let migrate = || CqlStore::migrate(options.clone(), CqlReplication::Simple { factor: 1 });
-    let all = [format!("keyspace {keyspace}"), format!("table {keyspace}.states"), format!("table {keyspace}.watermarks")];
+    let all =
+        [format!("keyspace {keyspace}"), format!("table {keyspace}.states"), format!("table {keyspace}.watermarks")];
     let first = migrate().await.unwrap();
     assert_eq!((&first.created[..], &first.present[..]), (&all[..], &[][..]));
     let second = migrate().await.unwrap();

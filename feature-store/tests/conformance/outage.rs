@@ -106,7 +106,8 @@ async fn an_owner_waits_for_redis_and_loses_nothing() {
     let store = remote(store, 2 * timeout, Retry::UntilStopped(Arc::default()));
     let view = unique("outage");
     let owner = own(store, view.clone(), 2000);
-    for (line, millis) in [(Line::Cut, 400), (Line::Open, 150), (Line::Dead, 700), (Line::Open, 150), (Line::Cut, 300)] {
+    for (line, millis) in [(Line::Cut, 400), (Line::Open, 150), (Line::Dead, 700), (Line::Open, 150), (Line::Cut, 300)]
+    {
         proxy.line.send(line).unwrap();
         tokio::time::sleep(Duration::from_millis(millis)).await;
     }
@@ -168,6 +169,18 @@ async fn a_stopped_owner_and_a_lookup_give_up() {
     proxy.line.send(Line::Cut).unwrap();
     let error = store().read("v", &["a"], &[]).await.unwrap_err();
     assert!(error.to_string().contains(&proxy.address.to_string()), "{error}");
+    // A caller who is less patient than the store finds the line once it is back, too.
+    let long = RedisStore::new(through(options.clone(), &proxy, Duration::from_secs(600))).unwrap();
+    proxy.line.send(Line::Open).unwrap();
+    long.read("v", &["a"], &[]).await.unwrap();
+    proxy.line.send(Line::Dead).unwrap();
+    let impatient = remote(long, timeout, Retry::Bounded { attempts: 1 });
+    impatient.read("v", &["a"], &[]).await.unwrap_err();
+    // What was on its way then is lost, and so is its connection.
+    proxy.line.send(Line::Cut).unwrap();
+    tokio::time::sleep(timeout).await;
+    proxy.line.send(Line::Open).unwrap();
+    impatient.read("v", &["a"], &[]).await.unwrap();
     // Nothing asked, nothing sent.
     store().read("v", &[], &[]).await.unwrap();
 }
@@ -200,7 +213,10 @@ async fn an_owner_goes_on_after_a_failover() {
             // Started anew, as an owner would.
             Err(StoreError::WentBack { .. }) => {
                 eprintln!("the failover lost writes, and it was noticed");
-                store.write(&checkpoint(&view, 0, &[("a", state(offset - 1, offset.to_string()))], offset)).await.unwrap();
+                store
+                    .write(&checkpoint(&view, 0, &[("a", state(offset - 1, offset.to_string()))], offset))
+                    .await
+                    .unwrap();
                 offset
             }
             Err(error) => panic!("{error}"),

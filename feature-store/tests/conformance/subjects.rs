@@ -32,7 +32,7 @@ pub async fn redis_cluster(test: &str) -> Option<Box<dyn Subject>> {
 pub async fn redis_sentinel(test: &str) -> Option<Box<dyn Subject>> {
     let options = services::redis_sentinel(test)?;
     let steady = SENTINEL.read().await;
-    Some(Box::new(Redis { steady: Some(steady), ..Redis::connect(options).await }))
+    Some(Box::new(Redis { _steady: Some(steady), ..Redis::connect(options).await }))
 }
 
 pub async fn redis_secure(test: &str) -> Option<Box<dyn Subject>> {
@@ -75,13 +75,13 @@ impl Subject for Embedded {
 struct Redis {
     store: Arc<RedisStore>,
     options: RedisOptions,
-    steady: Option<RwLockReadGuard<'static, ()>>,
+    _steady: Option<RwLockReadGuard<'static, ()>>,
 }
 
 impl Redis {
     async fn connect(options: RedisOptions) -> Redis {
         let store = Arc::new(RedisStore::connect(options.clone()).await.unwrap());
-        Redis { store, options, steady: None }
+        Redis { store, options, _steady: None }
     }
 }
 
@@ -111,11 +111,13 @@ async fn node(options: &RedisOptions) -> redis::aio::MultiplexedConnection {
         (RedisMode::Sentinel { service }, _) => {
             let server_type = redis::sentinel::SentinelServerType::Master;
             let mut sentinel =
-                redis::sentinel::SentinelClient::build(options.urls.clone(), service.clone(), None, server_type).unwrap();
+                redis::sentinel::SentinelClient::build(options.urls.clone(), service.clone(), None, server_type)
+                    .unwrap();
             sentinel.async_get_client().await.unwrap()
         }
         (_, Some(ca_certificate)) => {
-            let login = format!("rediss://{}:{}@", options.username.as_ref().unwrap(), options.password.as_ref().unwrap());
+            let login =
+                format!("rediss://{}:{}@", options.username.as_ref().unwrap(), options.password.as_ref().unwrap());
             let url = options.urls[0].replace("rediss://", &login);
             let root_cert = Some(std::fs::read(ca_certificate).unwrap());
             redis::Client::build_with_tls(url, redis::TlsCertificates { client_tls: None, root_cert }).unwrap()

@@ -199,8 +199,14 @@ pub async fn stamps_are_compared_as_numbers(subject: &dyn Subject) {
     for pair in stamps.windows(2) {
         let (low, high) = (pair[0], pair[1]);
         let (up, down) = (format!("up {high}"), format!("down {high}"));
-        store.write(&checkpoint(&view, 0, &[(&up, state(low, "low")), (&down, state(high, "high"))], low)).await.unwrap();
-        store.write(&checkpoint(&view, 0, &[(&up, state(high, "high")), (&down, state(low, "low"))], high)).await.unwrap();
+        store
+            .write(&checkpoint(&view, 0, &[(&up, state(low, "low")), (&down, state(high, "high"))], low))
+            .await
+            .unwrap();
+        store
+            .write(&checkpoint(&view, 0, &[(&up, state(high, "high")), (&down, state(low, "low"))], high))
+            .await
+            .unwrap();
         store.write(&checkpoint(&view, 0, &[], low)).await.unwrap();
         let read = store.read(&view, &[&up, &down], &[0]).await.unwrap();
         assert_eq!(read.states, [Some(state(high, "high")), Some(state(high, "high"))]);
@@ -209,7 +215,9 @@ pub async fn stamps_are_compared_as_numbers(subject: &dyn Subject) {
         store.write(&following(high, checkpoint(&view, 0, &[], high))).await.unwrap();
         if let Some(next) = high.checked_add(1) {
             let error = store.write(&following(next, checkpoint(&view, 0, &[], high))).await.unwrap_err();
-            assert!(matches!(error, StoreError::WentBack { expected, found, .. } if (expected, found) == (next, Some(high))));
+            assert!(
+                matches!(error, StoreError::WentBack { expected, found, .. } if (expected, found) == (next, Some(high)))
+            );
         }
     }
 }
@@ -269,8 +277,11 @@ pub async fn a_loss_is_noticed(subject: &dyn Subject) {
 pub async fn five_thousand_keys_at_once(subject: &dyn Subject) {
     let (store, view) = (subject.store(), unique("many"));
     let ids: Vec<String> = (0..5000).map(|number| format!("{:016}", number * 7_919_000_003_u64)).collect();
-    let written: Vec<_> =
-        ids.iter().enumerate().map(|(index, id)| (id.as_str(), state(index as u64, format!("state of {id}")))).collect();
+    let written: Vec<_> = ids
+        .iter()
+        .enumerate()
+        .map(|(index, id)| (id.as_str(), state(index as u64, format!("state of {id}"))))
+        .collect();
     store.write(&checkpoint(&view, 0, &written, 5000)).await.unwrap();
     let asked: Vec<&str> = ids.iter().rev().map(String::as_str).collect();
     let read = store.read(&view, &asked, &[0]).await.unwrap();
@@ -289,7 +300,8 @@ pub async fn reads_never_go_back(subject: &dyn Subject) {
         let ids: Vec<String> = ids.iter().map(|&id| id.to_owned()).collect();
         tokio::spawn(async move {
             for offset in 1..=100 {
-                let written: Vec<_> = ids.iter().map(|id| (id.as_str(), state(offset - 1, offset.to_string()))).collect();
+                let written: Vec<_> =
+                    ids.iter().map(|id| (id.as_str(), state(offset - 1, offset.to_string()))).collect();
                 let written = checkpoint(&view, 0, &written, offset);
                 let written = if offset == 1 { written } else { following(offset - 1, written) };
                 store.write(&written).await.unwrap();
