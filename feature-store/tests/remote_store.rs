@@ -144,7 +144,7 @@ fn what_nobody_awaits_is_broken_off() {
     assert_eq!(store.attempts.load(Ordering::SeqCst), attempts);
 }
 
-/// Collects what is logged on the runtime's threads.
+/// Collects what is logged.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<String>>>);
 
@@ -180,21 +180,25 @@ impl Subscriber for Lines {
 
 #[test]
 fn an_outage_is_logged_once() {
-    let lines = Lines::default();
-    let subscriber = lines.clone();
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        // Until the thread ends.
-        .on_thread_start(move || std::mem::forget(tracing::subscriber::set_default(subscriber.clone())))
-        .build()
-        .unwrap();
-    let store = Flaky::failing(5);
-    let remote = remote(&store, &runtime, Retry::UntilStopped(Arc::default()));
+    let all = Lines::default();
+    // For all threads: it is on the runtime's that the store is called.
+    tracing::subscriber::set_global_default(all.clone()).unwrap();
+    let (runtime, store) = (runtime(), Flaky::failing(5));
+    let remote = RemoteStore::new(
+        store,
+        RemoteOptions {
+            name: "logged",
+            runtime: runtime.handle().clone(),
+            timeout: Duration::from_secs(10),
+            retry: Retry::UntilStopped(Arc::default()),
+        },
+    );
     for _ in 0..3 {
         block_on(remote.read("v", &[], &[])).unwrap();
     }
-    let lines = lines.0.lock().unwrap().clone();
+    let lines = all.0.lock().unwrap().clone();
+    // Not those of the tests beside this one.
+    let lines: Vec<_> = lines.into_iter().filter(|line| line.contains("store=\"logged\"")).collect();
     assert_eq!(lines.len(), 2, "{lines:?}");
     assert!(lines[0].starts_with("WARN") && lines[0].contains("the cable is cut"), "{lines:?}");
     assert!(lines[1].starts_with("INFO") && lines[1].contains("away_seconds"), "{lines:?}");
@@ -204,8 +208,7 @@ fn an_outage_is_logged_once() {
 fn attempts_are_counted() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let (runtime, store) = (runtime(), Flaky::failing(3));
-    let remote =
-        metrics::with_local_recorder(&recorder, || remote(&store, &runtime, Retry::Bounded { attempts: 2 }));
+    let remote = metrics::with_local_recorder(&recorder, || remote(&store, &runtime, Retry::Bounded { attempts: 2 }));
     let has = |line: &str| {
         let rendered = recorder.handle().render();
         assert!(rendered.lines().any(|found| found == line), "{line} is not in\n{rendered}");
