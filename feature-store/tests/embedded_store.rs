@@ -1,8 +1,7 @@
-//! The embedded online store, through its public interface alone.
+//! What the embedded online store does beyond what every store does (`conformance`).
 #![allow(clippy::unwrap_used, reason = "a failed test is to panic")]
 
 use std::path::Path;
-use std::sync::Arc;
 
 use feature_store::{
     Checkpoint, EmbeddedStore, OnlineStore, PartitionCheckpoint, StateWrite, StoreError, StoredState, Watermark,
@@ -36,7 +35,7 @@ async fn states(store: &EmbeddedStore, view: &str, keys: &[&str]) -> Vec<Option<
 }
 
 #[tokio::test]
-async fn states_come_back_in_the_order_asked() {
+async fn what_was_written_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let written = checkpoint("cards", 3, &[("a", state(1, "A")), ("b", state(u64::MAX, "")), ("", state(0, "E"))], 9);
     {
@@ -51,33 +50,6 @@ async fn states_come_back_in_the_order_asked() {
     assert_eq!(store.watermark("cards", 3).await.unwrap(), Some(watermark(9)));
     assert_eq!(store.watermark("cards", 4).await.unwrap(), None);
     assert_eq!(store.watermark("terminals", 3).await.unwrap(), None);
-}
-
-#[tokio::test]
-async fn views_whose_names_begin_alike_stay_apart() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_, store) = open(dir.path());
-    store.write(&checkpoint("ab", 0, &[("c", state(1, "1"))], 1)).await.unwrap();
-    store.write(&checkpoint("a", 0, &[("bc", state(2, "2"))], 2)).await.unwrap();
-    store.write(&checkpoint("", 0, &[("abc", state(3, "3"))], 3)).await.unwrap();
-    assert_eq!(states(&store, "ab", &["c", "bc"]).await, [Some(state(1, "1")), None]);
-    assert_eq!(states(&store, "a", &["bc", "c"]).await, [Some(state(2, "2")), None]);
-    assert_eq!(states(&store, "", &["abc", ""]).await, [Some(state(3, "3")), None]);
-    assert_eq!(store.watermark("ab", 0).await.unwrap(), Some(watermark(1)));
-}
-
-#[tokio::test]
-async fn a_former_owner_changes_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let (_, store) = open(dir.path());
-    store.write(&checkpoint("v", 0, &[("a", state(5, "new")), ("b", state(5, "new"))], 6)).await.unwrap();
-    // Late: lower for one, higher for the other; the watermark would go back.
-    store.write(&checkpoint("v", 0, &[("a", state(4, "old")), ("b", state(6, "newer"))], 5)).await.unwrap();
-    assert_eq!(states(&store, "v", &["a", "b"]).await, [Some(state(5, "new")), Some(state(6, "newer"))]);
-    assert_eq!(store.watermark("v", 0).await.unwrap(), Some(watermark(6)));
-    // Equal stamps are written again: a retried write is complete.
-    store.write(&checkpoint("v", 0, &[("a", state(5, "again"))], 6)).await.unwrap();
-    assert_eq!(states(&store, "v", &["a"]).await, [Some(state(5, "again"))]);
 }
 
 #[tokio::test]
@@ -98,29 +70,6 @@ async fn what_is_staged_appears_with_its_batch() {
     assert_eq!(states(&store, "v", &["a"]).await, [Some(state(5, "x"))]);
     assert_eq!(store.watermark("v", 0).await.unwrap(), Some(watermark(5)));
     assert!(other.get("k").unwrap().is_none());
-}
-
-/// Writers race on one key: whatever the order, the highest stamp stays.
-#[test]
-fn the_highest_stamp_wins() {
-    let dir = tempfile::tempdir().unwrap();
-    let store = Arc::new(open(dir.path()).1);
-    let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
-    std::thread::scope(|scope| {
-        for writer in 0..4_u64 {
-            let store = &store;
-            scope.spawn(move || {
-                for step in 0..200 {
-                    let stamp = (step * 7919 + writer * 104_729) % 1000;
-                    runtime().block_on(store.write(&checkpoint("v", 0, &[("a", state(stamp, "x"))], stamp))).unwrap();
-                }
-            });
-        }
-    });
-    let highest = (0..4).flat_map(|writer| (0..200).map(move |step| (step * 7919 + writer * 104_729) % 1000)).max();
-    let read = runtime().block_on(states(&store, "v", &["a"])).remove(0);
-    assert_eq!(read.map(|state| state.stamp), highest);
-    assert_eq!(runtime().block_on(store.watermark("v", 0)).unwrap().map(|watermark| watermark.offset), highest);
 }
 
 #[tokio::test]

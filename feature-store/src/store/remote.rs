@@ -37,7 +37,8 @@ pub struct RemoteOptions {
     pub name: &'static str,
     /// Where its operations run.
     pub runtime: Handle,
-    /// For one attempt.
+    /// For one attempt, which may connect first and make several round trips: more than the
+    /// store's own timeout.
     pub timeout: Duration,
     pub retry: Retry,
 }
@@ -132,7 +133,9 @@ impl Reach {
             metrics.errors.increment(1);
             if !matches!(error, StoreError::Unavailable(_)) {
                 // It answered, if not as hoped; only a refusal may come from somewhere else.
-                if !matches!(error, StoreError::Refused(_)) {
+                if matches!(error, StoreError::Refused(_)) {
+                    self.up.set(0.0);
+                } else {
                     self.answered();
                 }
                 return Err(error);

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test is to panic")]
 
 mod cql;
+mod measure;
 mod outage;
 mod redis_modes;
 mod services;

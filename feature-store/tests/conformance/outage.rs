@@ -169,6 +169,18 @@ async fn a_stopped_owner_and_a_lookup_give_up() {
     proxy.line.send(Line::Cut).unwrap();
     let error = store().read("v", &["a"], &[]).await.unwrap_err();
     assert!(error.to_string().contains(&proxy.address.to_string()), "{error}");
+    // A caller who is less patient than the store finds the line once it is back, too.
+    let long = RedisStore::new(through(options.clone(), &proxy, Duration::from_secs(600))).unwrap();
+    proxy.line.send(Line::Open).unwrap();
+    long.read("v", &["a"], &[]).await.unwrap();
+    proxy.line.send(Line::Dead).unwrap();
+    let impatient = remote(long, timeout, Retry::Bounded { attempts: 1 });
+    impatient.read("v", &["a"], &[]).await.unwrap_err();
+    // What was on its way then is lost, and so is its connection.
+    proxy.line.send(Line::Cut).unwrap();
+    tokio::time::sleep(timeout).await;
+    proxy.line.send(Line::Open).unwrap();
+    impatient.read("v", &["a"], &[]).await.unwrap();
     // Nothing asked, nothing sent.
     store().read("v", &[], &[]).await.unwrap();
 }

@@ -32,7 +32,7 @@ pub async fn redis_cluster(test: &str) -> Option<Box<dyn Subject>> {
 pub async fn redis_sentinel(test: &str) -> Option<Box<dyn Subject>> {
     let options = services::redis_sentinel(test)?;
     let steady = SENTINEL.read().await;
-    Some(Box::new(Redis { steady: Some(steady), ..Redis::connect(options).await }))
+    Some(Box::new(Redis { _steady: Some(steady), ..Redis::connect(options).await }))
 }
 
 pub async fn redis_secure(test: &str) -> Option<Box<dyn Subject>> {
@@ -75,13 +75,13 @@ impl Subject for Embedded {
 struct Redis {
     store: Arc<RedisStore>,
     options: RedisOptions,
-    steady: Option<RwLockReadGuard<'static, ()>>,
+    _steady: Option<RwLockReadGuard<'static, ()>>,
 }
 
 impl Redis {
     async fn connect(options: RedisOptions) -> Redis {
         let store = Arc::new(RedisStore::connect(options.clone()).await.unwrap());
-        Redis { store, options, steady: None }
+        Redis { store, options, _steady: None }
     }
 }
 

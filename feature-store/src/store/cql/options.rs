@@ -13,6 +13,8 @@ use serde::Deserialize;
 use crate::definitions::{optional_span, span};
 use crate::store::{Result, StoreError, tls};
 
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
 /// How many replicas have to answer a read and acknowledge a write. Below a quorum an acknowledged
 /// write may be missing from the next read, which its owner takes for a loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -106,6 +108,9 @@ impl CqlOptions {
             .known_nodes(&self.hosts)
             .connection_timeout(self.timeout)
             .hostname_resolution_timeout(Some(self.timeout))
+            // A connection that is dead without either side knowing is found out.
+            .keepalive_interval(KEEPALIVE)
+            .keepalive_timeout(self.timeout)
             .default_execution_profile_handle(profile.build().into_handle());
         if let (Some(username), Some(password)) = (&self.username, &self.password) {
             builder = builder.user(username, password);

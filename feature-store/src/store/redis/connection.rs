@@ -1,5 +1,8 @@
 //! The connection to Redis: made when it is first needed, and again after it failed.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
 use futures_util::future::try_join_all;
 use redis::aio::MultiplexedConnection;
 use redis::cluster::ClusterClientBuilder;
@@ -13,19 +16,24 @@ use super::failure::classify;
 use super::options::{RedisMode, RedisOptions};
 use crate::store::{Result, StoreError, tls};
 
-/// Requests that are made together and cost one round trip.
+/// A caller who gives up sooner says nothing about the connection.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Connects to Redis, and sends requests that are made together in one round trip.
 pub(super) struct Connector {
     options: RedisOptions,
     /// For messages.
     address: String,
     current: Mutex<Current>,
+    /// The last link that failed, by its number.
+    broken: AtomicU64,
 }
 
 #[derive(Default)]
 struct Current {
     link: Option<Link>,
-    /// How many links there have been: a failure of an earlier one doesn't end the current.
-    count: u64,
+    /// Its number, from 1 on: a failure of an earlier one doesn't end this.
+    number: u64,
 }
 
 #[derive(Clone)]
@@ -41,7 +49,7 @@ impl Connector {
         options.servers()?;
         options.certificates()?;
         let address = options.address();
-        Ok(Connector { options, address, current: Mutex::default() })
+        Ok(Connector { options, address, current: Mutex::default(), broken: AtomicU64::new(0) })
     }
 
     /// Whether keys have to be grouped by hash tag.
@@ -81,17 +89,16 @@ impl Connector {
     }
 
     async fn try_ask(&self, commands: Vec<Cmd>) -> std::result::Result<Vec<Value>, Failed> {
-        let (count, link) = self.link().await.map_err(Failed::Connecting)?;
+        let (number, link) = self.link().await.map_err(Failed::Connecting)?;
+        let mut asking = Asking { connector: self, number, began: Instant::now(), answered: false };
         let answers = link.ask(commands).await;
+        asking.answered = true;
         if let Err(error) = &answers
             && matches!(classify(&self.address, error), StoreError::Unavailable(_))
         {
             // After a failover the master is elsewhere, and a request that timed out may mean
             // that the connection is dead without either side knowing.
-            let mut current = self.current.lock().await;
-            if current.count == count {
-                current.link = None;
-            }
+            self.broken.fetch_max(number, Ordering::Relaxed);
         }
         answers.map_err(Failed::Asking)
     }
@@ -99,8 +106,10 @@ impl Connector {
     async fn link(&self) -> Result<(u64, Link)> {
         // Held while connecting: whoever comes meanwhile waits for the same connection.
         let mut current = self.current.lock().await;
-        if let Some(link) = &current.link {
-            return Ok((current.count, link.clone()));
+        if let Some(link) = &current.link
+            && current.number > self.broken.load(Ordering::Relaxed)
+        {
+            return Ok((current.number, link.clone()));
         }
         let link = match timeout(self.options.timeout, self.connect()).await {
             Ok(link) => link?,
@@ -110,8 +119,8 @@ impl Connector {
             }
         };
         current.link = Some(link.clone());
-        current.count += 1;
-        Ok((current.count, link))
+        current.number += 1;
+        Ok((current.number, link))
     }
 
     async fn connect(&self) -> Result<Link> {
@@ -202,6 +211,23 @@ impl Connector {
 pub(super) struct Call {
     pub(super) keys: Vec<String>,
     pub(super) arguments: Vec<Vec<u8>>,
+}
+
+/// A caller's own time limit may be shorter than ours: the connection is no less dead when nobody is
+/// left to see that.
+struct Asking<'a> {
+    connector: &'a Connector,
+    number: u64,
+    began: Instant,
+    answered: bool,
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        if !self.answered && self.began.elapsed() >= PATIENCE {
+            self.connector.broken.fetch_max(self.number, Ordering::Relaxed);
+        }
+    }
 }
 
 enum Failed {

@@ -57,8 +57,6 @@ fn of_server(address: &str, code: &str, details: &str) -> StoreError {
         code if PASSING.contains(&code) || PASSING_TEXT.iter().any(|text| details.contains(text)) => {
             StoreError::Unavailable(format!("{address}: {error}"))
         }
-        // An older server prefixes what a script met with its own words.
-        _ if details.contains("NOPERM") => StoreError::Refused(format!("{address}: {error}")),
         _ => StoreError::Refused(format!("{address}: {error}")),
     }
 }
