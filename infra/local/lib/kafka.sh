@@ -87,6 +87,7 @@ share.coordinator.state.topic.min.isr=$5
 share.coordinator.state.topic.num.partitions=8
 # Tests wait for groups to form, for lost members and for abandoned transactions: the defaults are 3 s, 6 s and 10 s.
 group.initial.rebalance.delay.ms=0
+broker.session.timeout.ms=60000
 group.min.session.timeout.ms=1000
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 # They delete many topics, too.

@@ -62,6 +62,8 @@ impl Default for Config {
 pub(crate) struct KafkaConfig {
     /// `host:port`, separated by commas.
     pub(crate) brokers: String,
+    /// What the names of all topics and groups begin with, as in `staging.`.
+    pub(crate) topic_prefix: String,
     pub(crate) tls: Option<Tls>,
     pub(crate) sasl: Option<Sasl>,
     #[serde(deserialize_with = "span")]
@@ -79,6 +81,7 @@ impl Default for KafkaConfig {
         let options = KafkaOptions::default();
         KafkaConfig {
             brokers: options.brokers,
+            topic_prefix: options.topic_prefix,
             tls: None,
             sasl: None,
             session_timeout: options.session_timeout,
@@ -244,6 +247,7 @@ impl Config {
     pub(crate) fn kafka(&self, instance: String, delivery: Delivery) -> KafkaOptions {
         KafkaOptions {
             brokers: self.kafka.brokers.clone(),
+            topic_prefix: self.kafka.topic_prefix.clone(),
             tls: self.kafka.tls.clone(),
             sasl: self.kafka.sasl.clone(),
             delivery,

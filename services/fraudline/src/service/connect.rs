@@ -1,6 +1,7 @@
 //! Connections as the configuration has them.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -8,6 +9,7 @@ use feature_store::{CqlStore, FeatureSet, OnlineStore, RedisStore, RemoteOptions
 use models::{Artifact, Device, ModelThread, ServeOptions};
 use schemas::topics;
 use scorer::log::{Delivery, KafkaLog, Log, LogError, TopicSpec};
+use scorer::worker::Backoff;
 use tokio::runtime::Handle;
 
 use crate::config::{Config, StoreConfig};
@@ -29,6 +31,25 @@ pub(crate) fn model(config: &Config) -> anyhow::Result<ModelThread> {
     Ok(ModelThread::start(artifact, &ServeOptions { device, ..ServeOptions::default() })?)
 }
 
+/// The brokers, with all topics there; waits for brokers that are away, until `stop` is set.
+pub(crate) fn kafka_waiting(
+    config: &Config,
+    instance: String,
+    delivery: Delivery,
+    stop: &AtomicBool,
+) -> anyhow::Result<Arc<KafkaLog>> {
+    let mut backoff = Backoff::default();
+    loop {
+        match kafka(config, instance.clone(), delivery) {
+            Err(error) if matches!(error.downcast_ref(), Some(LogError::Unavailable(_))) && !stop.load(Relaxed) => {
+                tracing::warn!("{error:#}; trying again");
+                backoff.wait(stop);
+            }
+            connected => return connected,
+        }
+    }
+}
+
 /// The brokers, with all topics there.
 pub(crate) fn kafka(config: &Config, instance: String, delivery: Delivery) -> anyhow::Result<Arc<KafkaLog>> {
     let log = KafkaLog::connect(config.kafka(instance, delivery))?;
@@ -36,7 +57,11 @@ pub(crate) fn kafka(config: &Config, instance: String, delivery: Delivery) -> an
         match log.ends(name) {
             Err(LogError::UnknownTopic(_)) if config.topics.create => {
                 let (partitions, retention) = (config.topics.partitions, config.topics.retention);
-                log.create_topic(&TopicSpec { name: name.to_owned(), partitions, retention })?;
+                match log.create_topic(&TopicSpec { name: name.to_owned(), partitions, retention }) {
+                    // Another process was faster, with another number.
+                    Err(LogError::PartitionsDiffer { .. }) => {}
+                    created => created?,
+                }
                 tracing::info!(topic = name, partitions, "created");
             }
             Err(error @ LogError::UnknownTopic(_)) => {

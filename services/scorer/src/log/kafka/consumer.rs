@@ -11,7 +11,6 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers as _};
 use rdkafka::{Message as _, Offset, TopicPartitionList};
 
-use super::client::Context;
 use super::group::{Decision, GroupContext};
 use super::producer::{Failed, Producer, Transactions};
 use super::{Delivery, Inner};
@@ -19,6 +18,8 @@ use crate::log::{Commit, Committed, Consumer, LogError, Polled, Record, Result, 
 
 /// How far a partition's records may run ahead of another's within a topic, by their timestamps.
 const SLACK_US: i64 = 10_000;
+/// How long a member that goes waits to be rid of its partitions.
+const LEAVE_WAIT: Duration = Duration::from_secs(3);
 /// How long a commit is tried again while the group rebalances.
 const REBALANCE_WAIT: Duration = Duration::from_secs(10);
 
@@ -30,6 +31,21 @@ pub(super) struct KafkaConsumer {
     consumer: Arc<BaseConsumer<GroupContext>>,
     outputs: Outputs,
     turn: u64,
+}
+
+/// librdkafka takes its time to close a consumer, and has been seen not to come back from it.
+/// Nothing waits for it: the partitions are given up before.
+fn close(consumer: Arc<BaseConsumer<GroupContext>>) {
+    let last = move || {
+        while Arc::strong_count(&consumer) > 1 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(consumer);
+    };
+    let closing = std::thread::Builder::new().name("close consumer".to_owned()).spawn(last);
+    if let Err(error) = closing {
+        tracing::warn!(%error, "a consumer is closed on its worker's thread");
+    }
 }
 
 enum Outputs {
@@ -115,15 +131,18 @@ impl KafkaConsumer {
     pub(super) fn join(log: Arc<Inner>, group: &str, member: &str, topics: &[&str]) -> Result<KafkaConsumer> {
         let options = &log.options;
         let member = format!("{}.{member}", options.instance);
+        let group_id = options.prefixed(group);
         let outputs = match options.delivery {
-            Delivery::ExactlyOnce => Outputs::Transactional(Transactions::new(options, group, &member)?),
+            Delivery::ExactlyOnce => Outputs::Transactional(Transactions::new(options, &group_id, &member)?),
             Delivery::AtLeastOnce => Outputs::Idempotent(Producer::new(options, None)?),
         };
-        let context = GroupContext::new(Context::new(options));
+        let context = GroupContext::new(options);
         let consumer = BaseConsumer::from_config_and_context(&options.consumer(group, &member), context)
             .map_err(|error| LogError::Refused(format!("making a consumer: {error}")))?;
         let consumer = Arc::new(consumer);
-        consumer.subscribe(topics).map_err(|error| consumer.context().client.explain("subscribing", &error))?;
+        let topics: Vec<String> = topics.iter().map(|topic| options.prefixed(topic)).collect();
+        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+        consumer.subscribe(&topics).map_err(|error| consumer.context().client.explain("subscribing", &error))?;
         Ok(KafkaConsumer { log, group: group.to_owned(), assigned: Vec::new(), consumer, outputs, turn: 0 })
     }
 
@@ -157,12 +176,8 @@ impl KafkaConsumer {
         context.client.refused().map_or(Ok(()), |reason| Err(LogError::Refused(reason)))
     }
 
-    fn list<'a>(partitions: impl IntoIterator<Item = &'a TopicPartition>) -> TopicPartitionList {
-        let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            list.add_partition(&partition.topic, partition.partition as i32);
-        }
-        list
+    fn list<'a>(&self, partitions: impl IntoIterator<Item = &'a TopicPartition>) -> Result<TopicPartitionList> {
+        self.log.list(partitions.into_iter().map(|partition| (partition, Offset::Invalid)))
     }
 
     fn explain(&self, doing: &str, error: &KafkaError) -> LogError {
@@ -191,18 +206,17 @@ impl KafkaConsumer {
     }
 
     fn assign(&mut self, partitions: &[TopicPartition]) -> Result<()> {
-        let mut list = TopicPartitionList::new();
+        let mut positions = Vec::with_capacity(partitions.len());
         let committed = self.log.committed(&self.group, partitions)?;
         for (partition, committed) in partitions.iter().zip(committed) {
             let position = match committed {
                 Some(committed) => committed,
                 None => self.log.offsets(std::slice::from_ref(partition), Offset::Beginning)?[0],
             };
-            let offset = Offset::Offset(position as i64);
-            list.add_partition_offset(&partition.topic, partition.partition as i32, offset)
-                .map_err(|error| self.explain("assigning", &error))?;
+            positions.push((partition, Offset::Offset(position as i64)));
             // Before the partition is assigned: else its first records come by the common queue.
-            let queue = self.consumer.split_partition_queue(&partition.topic, partition.partition as i32);
+            let topic = self.log.options.prefixed(&partition.topic);
+            let queue = self.consumer.split_partition_queue(&topic, partition.partition as i32);
             let mut queue = queue.ok_or_else(|| LogError::UnknownTopic(partition.topic.clone()))?;
             let context = Arc::clone(self.consumer.context());
             queue.set_nonempty_callback(move || context.announce());
@@ -219,11 +233,12 @@ impl KafkaConsumer {
                 turn: 0,
             });
         }
+        let list = self.log.list(positions)?;
         self.consumer.incremental_assign(&list).map_err(|error| self.explain("assigning", &error))
     }
 
     fn unassign(&mut self, partitions: &[TopicPartition]) -> Result<()> {
-        let list = Self::list(partitions);
+        let list = self.list(partitions)?;
         let done = self.consumer.incremental_unassign(&list);
         self.assigned.retain(|known| !partitions.contains(&known.partition));
         done.map_err(|error| self.explain("giving up partitions", &error))
@@ -291,10 +306,11 @@ impl KafkaConsumer {
             })?;
             let Outputs::Transactional(transactions) = &mut self.outputs else { return Ok(()) };
             let log = &self.log;
-            let failed = match transactions.transact(commit.outputs, &|topic| log.physical(topic), offsets, &metadata) {
-                Ok(()) => return Ok(()),
-                Err(failed) => failed,
-            };
+            let failed =
+                match transactions.transact(commit.outputs, &|topic| log.options.prefixed(topic), offsets, &metadata) {
+                    Ok(()) => return Ok(()),
+                    Err(failed) => failed,
+                };
             match failed {
                 Failed::Lost(error) => {
                     // A successor under the same name fences the producers first, then this member.
@@ -326,7 +342,7 @@ impl KafkaConsumer {
     /// states follow that may not be ahead of them (I3).
     fn deliver(&mut self, commit: &Commit<'_>, offsets: &TopicPartitionList) -> Result<()> {
         let Outputs::Idempotent(producer) = &self.outputs else { return Ok(()) };
-        producer.deliver(commit.outputs, &|topic| self.log.physical(topic))?;
+        producer.deliver(commit.outputs, &|topic| self.log.options.prefixed(topic))?;
         if offsets.count() == 0 {
             return Ok(());
         }
@@ -370,13 +386,8 @@ impl Consumer for KafkaConsumer {
 
     fn commit(&mut self, commit: &Commit<'_>) -> Result<Committed> {
         self.owned(commit.offsets)?;
-        let mut offsets = TopicPartitionList::with_capacity(commit.offsets.len());
-        for (partition, offset) in commit.offsets {
-            let (topic, number) = (&partition.topic, partition.partition as i32);
-            offsets
-                .add_partition_offset(topic, number, Offset::Offset(*offset as i64))
-                .map_err(|error| self.explain("committing", &error))?;
-        }
+        let offsets = commit.offsets.iter().map(|(partition, offset)| (partition, Offset::Offset(*offset as i64)));
+        let offsets = self.log.list(offsets)?;
         match self.log.options.delivery {
             Delivery::ExactlyOnce => self.transact(commit, &offsets)?,
             Delivery::AtLeastOnce => self.deliver(commit, &offsets)?,
@@ -424,7 +435,7 @@ impl Drop for KafkaConsumer {
         // A decision that was never taken note of would be waited for.
         while let Some(decision) = self.consumer.context().next_decision() {
             let (Decision::Assign(partitions) | Decision::Revoke(partitions) | Decision::Lose(partitions)) = &decision;
-            let list = Self::list(partitions);
+            let Ok(list) = self.list(partitions) else { continue };
             let done = match decision {
                 Decision::Assign(_) => self.consumer.incremental_assign(&list),
                 Decision::Revoke(_) | Decision::Lose(_) => self.consumer.incremental_unassign(&list),
@@ -436,8 +447,16 @@ impl Drop for KafkaConsumer {
         let releasing: Vec<&TopicPartition> =
             self.assigned.iter().filter(|assigned| assigned.releasing).map(|assigned| &assigned.partition).collect();
         if !releasing.is_empty() {
-            let _ = self.consumer.incremental_unassign(&Self::list(releasing));
+            let _ = self.list(releasing).map(|list| self.consumer.incremental_unassign(&list));
+        }
+        // Partitions are given up before librdkafka closes the consumer: while it closes, a call to
+        // give them up may never return.
+        self.consumer.unsubscribe();
+        let deadline = Instant::now() + LEAVE_WAIT;
+        while self.consumer.assignment().is_ok_and(|list| list.count() > 0) && Instant::now() < deadline {
+            let _ = self.consumer.poll(Duration::from_millis(5));
         }
         self.assigned.clear();
+        close(Arc::clone(&self.consumer));
     }
 }

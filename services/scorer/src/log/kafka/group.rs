@@ -13,6 +13,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::util::Timeout;
 
+use super::KafkaOptions;
 use super::client::Context;
 use crate::log::TopicPartition;
 
@@ -29,6 +30,7 @@ pub(super) enum Decision {
 #[derive(Debug, Default)]
 pub(super) struct GroupContext {
     pub(super) client: Context,
+    topic_prefix: String,
     decisions: Mutex<VecDeque<Decision>>,
     /// Set once the member goes: what is revoked then is given up at once.
     leaving: AtomicBool,
@@ -39,8 +41,9 @@ pub(super) struct GroupContext {
 }
 
 impl GroupContext {
-    pub(super) fn new(client: Context) -> GroupContext {
-        GroupContext { client, ..GroupContext::default() }
+    pub(super) fn new(options: &KafkaOptions) -> GroupContext {
+        let (client, topic_prefix) = (Context::new(options), options.topic_prefix.clone());
+        GroupContext { client, topic_prefix, ..GroupContext::default() }
     }
 
     /// Takes note of an error that a poll gave.
@@ -118,6 +121,10 @@ impl ConsumerContext for GroupContext {
     fn rebalance(&self, consumer: &BaseConsumer<GroupContext>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let assigned = code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
         if self.leaving.load(SeqCst) {
+            // Nobody is left to answer such a call once the consumer is closed.
+            if consumer.closed() {
+                return;
+            }
             let done = if assigned { consumer.incremental_assign(list) } else { consumer.incremental_unassign(list) };
             if let Err(error) = done {
                 tracing::debug!(%error, "leaving the group");
@@ -128,7 +135,7 @@ impl ConsumerContext for GroupContext {
         let partitions = elements
             .iter()
             .map(|element| TopicPartition {
-                topic: element.topic().to_owned(),
+                topic: element.topic().strip_prefix(&self.topic_prefix).unwrap_or(element.topic()).to_owned(),
                 partition: u32::try_from(element.partition()).unwrap_or_default(),
             })
             .collect();

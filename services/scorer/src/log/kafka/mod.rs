@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_executor::block_on;
 use parking_lot::Mutex;
@@ -38,6 +38,9 @@ use client::Context;
 use consumer::KafkaConsumer;
 use producer::Producer;
 use reader::Readers;
+
+/// Between attempts of a request.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// How many events librdkafka may have for us when a call failed.
 const EVENTS_MAX: usize = 100;
@@ -83,10 +86,6 @@ impl fmt::Debug for KafkaLog {
 }
 
 impl Inner {
-    fn physical(&self, topic: &str) -> String {
-        topic.to_owned()
-    }
-
     /// What a failed call comes to, once librdkafka has told what it knows.
     fn explain(&self, doing: &str, error: &KafkaError) -> LogError {
         // A poll that served a log line gives nothing, as one does that found nothing.
@@ -105,8 +104,9 @@ impl Inner {
     }
 
     fn partitions(&self, topic: &str) -> Result<u32> {
-        let metadata = self.metadata(Some(topic))?;
-        let found = metadata.topics().iter().find(|known| known.name() == topic);
+        let name = self.options.prefixed(topic);
+        let metadata = self.metadata(Some(&name))?;
+        let found = metadata.topics().iter().find(|known| known.name() == name);
         match found {
             Some(found) if found.error().is_none() && !found.partitions().is_empty() => {
                 Ok(found.partitions().len() as u32)
@@ -122,18 +122,24 @@ impl Inner {
         }
     }
 
-    fn list(partitions: &[TopicPartition], offset: Offset) -> Result<TopicPartitionList> {
-        let mut list = TopicPartitionList::with_capacity(partitions.len());
-        for partition in partitions {
-            list.add_partition_offset(&partition.topic, partition.partition as i32, offset)
-                .map_err(|error| LogError::Storage(error.to_string()))?;
+    /// The partitions as Kafka has them, each with an offset.
+    fn list<'a>(
+        &self,
+        partitions: impl IntoIterator<Item = (&'a TopicPartition, Offset)>,
+    ) -> Result<TopicPartitionList> {
+        let mut list = TopicPartitionList::new();
+        for (partition, offset) in partitions {
+            list.add_partition_offset(&self.options.prefixed(&partition.topic), partition.partition as i32, offset)
+                .map_err(|error| LogError::Storage(format!("{partition}, {offset:?}: {error}")))?;
         }
         Ok(list)
     }
 
     /// The offset of each element in the order of `partitions`.
-    fn in_order(partitions: &[TopicPartition], list: &TopicPartitionList) -> Vec<Offset> {
-        let of = |partition: &TopicPartition| list.find_partition(&partition.topic, partition.partition as i32);
+    fn in_order(&self, partitions: &[TopicPartition], list: &TopicPartitionList) -> Vec<Offset> {
+        let of = |partition: &TopicPartition| {
+            list.find_partition(&self.options.prefixed(&partition.topic), partition.partition as i32)
+        };
         partitions.iter().map(|partition| of(partition).map_or(Offset::Invalid, |element| element.offset())).collect()
     }
 
@@ -143,17 +149,26 @@ impl Inner {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        let list = self
-            .client
-            .offsets_for_times(Self::list(partitions, at)?, self.options.request_timeout)
-            .map_err(|error| self.explain("asking for offsets", &error))?;
+        let deadline = Instant::now() + self.options.request_timeout;
+        let list = loop {
+            let asked = self.list(partitions.iter().map(|partition| (partition, at)))?;
+            match self.client.offsets_for_times(asked, self.options.request_timeout) {
+                Ok(list) => break list,
+                // A leader that was just chosen is not known everywhere at once.
+                Err(error) if Instant::now() < deadline && self.client.context().refused().is_none() => {
+                    tracing::debug!(%error, "asking for offsets");
+                    std::thread::sleep(RETRY);
+                }
+                Err(error) => return Err(self.explain("asking for offsets", &error)),
+            }
+        };
         let number = |(partition, offset): (&TopicPartition, Offset)| match offset {
             Offset::Offset(offset) => Ok(offset as u64),
             // No record is as late as the time asked for.
             Offset::End if at != Offset::End => Ok(self.offsets(std::slice::from_ref(partition), Offset::End)?[0]),
             _ => Err(LogError::Unavailable(format!("{partition}: the brokers gave no offset"))),
         };
-        partitions.iter().zip(Self::in_order(partitions, &list)).map(number).collect()
+        partitions.iter().zip(self.in_order(partitions, &list)).map(number).collect()
     }
 
     fn group(&self, group: &str) -> Result<Arc<BaseConsumer<Context>>> {
@@ -171,18 +186,28 @@ impl Inner {
     fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>> {
         let consumer = self.group(group)?;
         let timeout = self.options.request_timeout + self.options.transaction_timeout;
-        let list = consumer
-            .committed_offsets(Self::list(partitions, Offset::Invalid)?, timeout)
-            .map_err(|error| self.explain(&format!("asking for the offsets of group {group}"), &error))?;
+        let deadline = Instant::now() + timeout;
+        let list = loop {
+            let asked = self.list(partitions.iter().map(|partition| (partition, Offset::Invalid)))?;
+            match consumer.committed_offsets(asked, timeout) {
+                Ok(list) => break list,
+                // A coordinator that moves is not known everywhere at once.
+                Err(error) if Instant::now() < deadline && consumer.context().refused().is_none() => {
+                    tracing::debug!(group, %error, "asking for committed offsets");
+                    std::thread::sleep(RETRY);
+                }
+                Err(error) => return Err(self.explain(&format!("asking for the offsets of group {group}"), &error)),
+            }
+        };
         let number = |offset: Offset| match offset {
             Offset::Offset(offset) => u64::try_from(offset).ok(),
             _ => None,
         };
-        Ok(Self::in_order(partitions, &list).into_iter().map(number).collect())
+        Ok(self.in_order(partitions, &list).into_iter().map(number).collect())
     }
 
     fn read(&self, partition: &TopicPartition, from: u64, max_records: usize) -> Result<Vec<Record>> {
-        self.readers.read(&self.options, &partition.topic, partition, from, max_records)
+        self.readers.read(&self.options, partition, from, max_records)
     }
 }
 
@@ -205,7 +230,8 @@ impl Log for KafkaLog {
         let admin = AdminClient::from_config_and_context(&self.inner.options.reader(None), context)
             .map_err(|error| LogError::Refused(format!("making an admin client: {error}")))?;
         let replication = self.inner.options.replication_factor.map_or(-1, i32::from);
-        let mut topic = NewTopic::new(&spec.name, spec.partitions as i32, TopicReplication::Fixed(replication));
+        let name = self.inner.options.prefixed(&spec.name);
+        let mut topic = NewTopic::new(&name, spec.partitions as i32, TopicReplication::Fixed(replication));
         let retention = spec.retention.map_or("-1".to_owned(), |retention| retention.as_millis().to_string());
         topic = topic.set("retention.ms", &retention);
         let options = AdminOptions::new().operation_timeout(Some(self.inner.options.request_timeout));
@@ -229,8 +255,9 @@ impl Log for KafkaLog {
 
     fn topics(&self) -> Result<Vec<Topic>> {
         let metadata = self.inner.metadata(None)?;
-        let mut names: Vec<&str> = metadata.topics().iter().map(|topic| topic.name()).collect();
-        names.retain(|name| !name.starts_with("__"));
+        let prefix = self.inner.options.topic_prefix.as_str();
+        let names = metadata.topics().iter().filter_map(|topic| topic.name().strip_prefix(prefix));
+        let mut names: Vec<&str> = names.filter(|name| !name.starts_with("__")).collect();
         names.sort_unstable();
         names.into_iter().map(|name| self.topic(name)).collect()
     }
@@ -267,7 +294,7 @@ impl Log for KafkaLog {
             *appender = Some(Producer::new(&self.inner.options, None)?);
         }
         match &*appender {
-            Some(producer) => producer.deliver(records, &|topic| self.inner.physical(topic)),
+            Some(producer) => producer.deliver(records, &|topic| self.inner.options.prefixed(topic)),
             None => Ok(()),
         }
     }

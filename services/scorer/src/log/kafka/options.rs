@@ -27,6 +27,8 @@ pub enum Delivery {
 pub struct KafkaOptions {
     /// `host:port`, separated by commas.
     pub brokers: String,
+    /// What the names of all topics, groups and transactional ids begin with, as in `staging.`.
+    pub topic_prefix: String,
     pub tls: Option<Tls>,
     pub sasl: Option<Sasl>,
     pub delivery: Delivery,
@@ -50,6 +52,7 @@ impl Default for KafkaOptions {
     fn default() -> KafkaOptions {
         KafkaOptions {
             brokers: "localhost:9092".to_owned(),
+            topic_prefix: String::new(),
             tls: None,
             sasl: None,
             delivery: Delivery::default(),
@@ -129,6 +132,11 @@ impl KafkaOptions {
         (self.session_timeout / 4).min(Duration::from_secs(3))
     }
 
+    /// The name of a topic or a group as Kafka has it.
+    pub(super) fn prefixed(&self, name: &str) -> String {
+        format!("{}{name}", self.topic_prefix)
+    }
+
     /// What every client has.
     fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
@@ -181,7 +189,7 @@ impl KafkaOptions {
             .set("queued.min.messages", "20000")
             .set("queued.max.messages.kbytes", "16384");
         if let Some(group) = group {
-            config.set("group.id", group);
+            config.set("group.id", self.prefixed(group));
         }
         self.finish(config)
     }

@@ -34,12 +34,11 @@ impl Readers {
     pub(super) fn read(
         &self,
         options: &KafkaOptions,
-        topic: &str,
         partition: &TopicPartition,
         from: u64,
         max_records: usize,
     ) -> Result<Vec<Record>> {
-        let mut reader = self.take(options, topic, partition, from)?;
+        let mut reader = self.take(options, partition, from)?;
         let records = reader.read(options, max_records)?;
         let mut idle = self.idle.lock();
         if idle.len() < READERS_MAX {
@@ -48,7 +47,7 @@ impl Readers {
         Ok(records)
     }
 
-    fn take(&self, options: &KafkaOptions, topic: &str, partition: &TopicPartition, from: u64) -> Result<Reader> {
+    fn take(&self, options: &KafkaOptions, partition: &TopicPartition, from: u64) -> Result<Reader> {
         let mut reader = {
             let mut idle = self.idle.lock();
             if let Some(at) = idle.iter().position(|known| known.partition == *partition && known.position == from) {
@@ -63,9 +62,10 @@ impl Readers {
                 .map_err(|error| LogError::Refused(format!("making a consumer: {error}")))?;
             reader = Some(Reader { consumer, partition: partition.clone(), position: from });
         }
-        let Some(mut reader) = reader else { return Err(LogError::UnknownTopic(topic.to_owned())) };
+        let Some(mut reader) = reader else { return Err(LogError::UnknownTopic(partition.topic.clone())) };
+        let topic = options.prefixed(&partition.topic);
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, partition.partition as i32, Offset::Offset(from as i64))
+        list.add_partition_offset(&topic, partition.partition as i32, Offset::Offset(from as i64))
             .and_then(|()| reader.consumer.assign(&list))
             .map_err(|error| reader.explain(&error))?;
         (reader.partition, reader.position) = (partition.clone(), from);
