@@ -96,13 +96,12 @@ impl Reader {
                     records.push(record);
                     deadline = Instant::now() + options.request_timeout;
                 }
-                Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    if partition == self.partition.partition as i32 {
-                        // It is told once: who reads on from here is assigned anew.
-                        self.position = u64::MAX;
-                        break;
-                    }
+                Some(Err(KafkaError::PartitionEOF(partition))) if partition == self.partition.partition as i32 => {
+                    // It is told once: who reads on from here is assigned anew.
+                    self.position = u64::MAX;
+                    break;
                 }
+                Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) => match error.rdkafka_error_code() {
                     Some(rdkafka::error::RDKafkaErrorCode::AutoOffsetReset) => {
                         let (partition, offset) = (self.partition.clone(), self.position);
