@@ -18,6 +18,10 @@ use crate::log::{Commit, Committed, Consumer, LogError, Polled, Record, Result, 
 
 /// How far a partition's records may run ahead of another's within a topic, by their timestamps.
 const SLACK_US: i64 = 10_000;
+/// How long after it joined anew a member may be fenced by what is left of its predecessor.
+const SELF_FENCED: Duration = Duration::from_secs(60);
+/// How long a member waits for the one before it under its name to be closed.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// How long a member that goes waits to be rid of its partitions.
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
 /// How long a commit is tried again while the group rebalances.
@@ -26,6 +30,10 @@ const REBALANCE_WAIT: Duration = Duration::from_secs(10);
 pub(super) struct KafkaConsumer {
     log: Arc<Inner>,
     group: String,
+    /// Group and member, as the members that are being closed are known by.
+    name: String,
+    /// When it joined, if this process had a member of this name before.
+    joined: Option<Instant>,
     /// In the order in which they are to be dropped: the queues hold on to the consumer.
     assigned: Vec<Assigned>,
     consumer: Arc<BaseConsumer<GroupContext>>,
@@ -33,14 +41,19 @@ pub(super) struct KafkaConsumer {
     turn: u64,
 }
 
-/// librdkafka takes its time to close a consumer, and has been seen not to come back from it.
-/// Nothing waits for it: the partitions are given up before.
-fn close(consumer: Arc<BaseConsumer<GroupContext>>) {
-    let last = move || {
-        while Arc::strong_count(&consumer) > 1 {
-            std::thread::sleep(Duration::from_millis(1));
+/// Closes a member's consumer, on a thread of its own: librdkafka takes its time, and has been seen
+/// not to come back from it. The partitions are given up before.
+fn close(log: &Arc<Inner>, name: String, consumer: Arc<BaseConsumer<GroupContext>>) {
+    log.former.lock().insert(name.clone(), false);
+    let last = {
+        let log = Arc::clone(log);
+        move || {
+            while Arc::strong_count(&consumer) > 1 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drop(consumer);
+            log.former.lock().insert(name, true);
         }
-        drop(consumer);
     };
     let closing = std::thread::Builder::new().name("close consumer".to_owned()).spawn(last);
     if let Err(error) = closing {
@@ -132,10 +145,16 @@ impl KafkaConsumer {
         let options = &log.options;
         let member = format!("{}.{member}", options.instance);
         let group_id = options.prefixed(group);
+        let name = format!("{group_id}/{member}");
+        let deadline = Instant::now() + CLOSE_WAIT;
+        while log.former.lock().get(&name) == Some(&false) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let outputs = match options.delivery {
             Delivery::ExactlyOnce => Outputs::Transactional(Transactions::new(options, &group_id, &member)?),
             Delivery::AtLeastOnce => Outputs::Idempotent(Producer::new(options, None)?),
         };
+        let succeeds = log.former.lock().contains_key(&name);
         let context = GroupContext::new(options);
         let consumer = BaseConsumer::from_config_and_context(&options.consumer(group, &member), context)
             .map_err(|error| LogError::Refused(format!("making a consumer: {error}")))?;
@@ -143,7 +162,17 @@ impl KafkaConsumer {
         let topics: Vec<String> = topics.iter().map(|topic| options.prefixed(topic)).collect();
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         consumer.subscribe(&topics).map_err(|error| consumer.context().client.explain("subscribing", &error))?;
-        Ok(KafkaConsumer { log, group: group.to_owned(), assigned: Vec::new(), consumer, outputs, turn: 0 })
+        let joined = succeeds.then(Instant::now);
+        Ok(KafkaConsumer {
+            log,
+            group: group.to_owned(),
+            name,
+            joined,
+            assigned: Vec::new(),
+            consumer,
+            outputs,
+            turn: 0,
+        })
     }
 
     /// Lets librdkafka tell what the group decided; fails if the group or the brokers turn this
@@ -170,6 +199,10 @@ impl KafkaConsumer {
 
     fn check(&self) -> Result<()> {
         let context = self.consumer.context();
+        if context.fenced() && self.joined.is_some_and(|joined| joined.elapsed() < SELF_FENCED) {
+            // Most likely by itself: a request of the former member reached a slow broker late.
+            return Err(LogError::Unavailable(format!("group {}: another member took this one's name", self.group)));
+        }
         if context.fenced() {
             return Err(LogError::Replaced { group: self.group.clone(), instance: self.log.options.instance.clone() });
         }
@@ -457,6 +490,6 @@ impl Drop for KafkaConsumer {
             let _ = self.consumer.poll(Duration::from_millis(5));
         }
         self.assigned.clear();
-        close(Arc::clone(&self.consumer));
+        close(&self.log, self.name.clone(), Arc::clone(&self.consumer));
     }
 }

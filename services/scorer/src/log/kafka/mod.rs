@@ -53,10 +53,15 @@ pub struct KafkaLog {
 struct Inner {
     options: KafkaOptions,
     /// For metadata and offsets.
-    client: BaseConsumer<Context>,
+    client: Mutex<Arc<BaseConsumer<Context>>>,
+    /// When the clients were last made.
+    renewed: Mutex<Instant>,
     readers: Readers,
     /// For the committed offsets of groups, by group.
     groups: Mutex<HashMap<String, Arc<BaseConsumer<Context>>>>,
+    /// Members of this process that went, by group and name, and whether they are closed. A
+    /// successor under the same name waits: a request of theirs that is under way would take its place.
+    former: Mutex<HashMap<String, bool>>,
     /// For what is appended outside of a commit; made when it is first needed.
     appender: Mutex<Option<Producer>>,
 }
@@ -64,10 +69,10 @@ struct Inner {
 impl KafkaLog {
     /// Connects, and fails if no broker answers.
     pub fn connect(options: KafkaOptions) -> Result<KafkaLog> {
-        let client = BaseConsumer::from_config_and_context(&options.reader(None), Context::new(&options))
-            .map_err(|error| LogError::Refused(format!("the Kafka client's configuration: {error}")))?;
-        let (readers, groups, appender) = (Readers::default(), Mutex::default(), Mutex::default());
-        let inner = Inner { options, client, readers, groups, appender };
+        let client = Mutex::new(Arc::new(Inner::make_client(&options)?));
+        let renewed = Mutex::new(Instant::now());
+        let (readers, groups, former, appender) = Default::default();
+        let inner = Inner { options, client, renewed, readers, groups, former, appender };
         inner.metadata(None)?;
         Ok(KafkaLog { inner: Arc::new(inner) })
     }
@@ -86,19 +91,49 @@ impl fmt::Debug for KafkaLog {
 }
 
 impl Inner {
+    fn make_client(options: &KafkaOptions) -> Result<BaseConsumer<Context>> {
+        BaseConsumer::from_config_and_context(&options.reader(None), Context::new(options))
+            .map_err(|error| LogError::Refused(format!("the Kafka client's configuration: {error}")))
+    }
+
+    fn client(&self) -> Arc<BaseConsumer<Context>> {
+        Arc::clone(&self.client.lock())
+    }
+
     /// What a failed call comes to, once librdkafka has told what it knows.
     fn explain(&self, doing: &str, error: &KafkaError) -> LogError {
+        let client = self.client();
         // A poll that served a log line gives nothing, as one does that found nothing.
         for _ in 0..EVENTS_MAX {
-            if let Some(Err(error)) = self.client.poll(Duration::ZERO) {
-                self.client.context().note(&error);
+            if let Some(Err(error)) = client.poll(Duration::ZERO) {
+                client.context().note(&error);
             }
         }
-        self.client.context().explain(&format!("Kafka at {}: {doing}", self.options.brokers), error)
+        let explained = client.context().explain(&format!("Kafka at {}: {doing}", self.options.brokers), error);
+        if matches!(explained, LogError::Unavailable(_)) {
+            self.renew();
+        }
+        explained
+    }
+
+    /// Makes the clients anew, at most once in a while: one that was told of no brokers at all, as
+    /// happens while they start, has been seen to find none ever after
+    /// (confluentinc/librdkafka#5301).
+    fn renew(&self) {
+        let mut renewed = self.renewed.lock();
+        if renewed.elapsed() < self.options.request_timeout {
+            return;
+        }
+        if let Ok(client) = Self::make_client(&self.options) {
+            *self.client.lock() = Arc::new(client);
+            self.readers.clear();
+            self.groups.lock().clear();
+            *renewed = Instant::now();
+        }
     }
 
     fn metadata(&self, topic: Option<&str>) -> Result<rdkafka::metadata::Metadata> {
-        self.client
+        self.client()
             .fetch_metadata(topic, self.options.request_timeout)
             .map_err(|error| self.explain("asking for metadata", &error))
     }
@@ -152,10 +187,11 @@ impl Inner {
         let deadline = Instant::now() + self.options.request_timeout;
         let list = loop {
             let asked = self.list(partitions.iter().map(|partition| (partition, at)))?;
-            match self.client.offsets_for_times(asked, self.options.request_timeout) {
+            let client = self.client();
+            match client.offsets_for_times(asked, self.options.request_timeout) {
                 Ok(list) => break list,
                 // A leader that was just chosen is not known everywhere at once.
-                Err(error) if Instant::now() < deadline && self.client.context().refused().is_none() => {
+                Err(error) if Instant::now() < deadline && client.context().refused().is_none() => {
                     tracing::debug!(%error, "asking for offsets");
                     std::thread::sleep(RETRY);
                 }
@@ -293,10 +329,12 @@ impl Log for KafkaLog {
         if appender.is_none() {
             *appender = Some(Producer::new(&self.inner.options, None)?);
         }
-        match &*appender {
-            Some(producer) => producer.deliver(records, &|topic| self.inner.options.prefixed(topic)),
-            None => Ok(()),
+        let Some(producer) = &*appender else { return Ok(()) };
+        let delivered = producer.deliver(records, &|topic| self.inner.options.prefixed(topic));
+        if delivered.is_err() {
+            *appender = None;
         }
+        delivered
     }
 
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<u64>> {

@@ -21,6 +21,9 @@ const TURNS: usize = 3;
 /// How often the queue of delivery reports is looked at while records are under way.
 const DRAIN: Duration = Duration::from_millis(1);
 
+/// Deliveries that take longer than this are not watched without a pause.
+const PROMPT: Duration = Duration::from_millis(20);
+
 pub(super) struct Producer {
     producer: BaseProducer<Context>,
     timeout: Duration,
@@ -108,9 +111,14 @@ impl Producer {
 
     /// Waits until every record is delivered, or the first one can't be.
     pub(super) fn drain(&self) -> std::result::Result<(), KafkaError> {
-        // `flush` polls for as long as it may, so it may for a millisecond only.
+        // `flush` polls for as long as it may, so it may for a millisecond only; that little it
+        // spends without waiting, so where it takes longer the loop waits by itself.
+        let started = Instant::now();
         while self.producer.in_flight_count() > 0 {
             let _ = self.producer.flush(DRAIN);
+            if started.elapsed() > PROMPT {
+                std::thread::sleep(DRAIN);
+            }
         }
         self.producer.poll(Duration::ZERO);
         match self.producer.context().take_undelivered() {

@@ -47,6 +47,11 @@ impl Readers {
         Ok(records)
     }
 
+    /// Forgets those that are kept.
+    pub(super) fn clear(&self) {
+        self.idle.lock().clear();
+    }
+
     fn take(&self, options: &KafkaOptions, partition: &TopicPartition, from: u64) -> Result<Reader> {
         let mut reader = {
             let mut idle = self.idle.lock();
