@@ -112,10 +112,12 @@ impl Producer {
     /// Waits until every record is delivered, or the first one can't be.
     pub(super) fn drain(&self) -> std::result::Result<(), KafkaError> {
         // `flush` polls for as long as it may, so it may for a millisecond only; that little it
-        // spends without waiting, so where it takes longer the loop waits by itself.
+        // spends without waiting, so where it takes longer the loop waits by itself. What counts as
+        // in flight are also events that `flush` does not serve: a broker that went, say.
         let started = Instant::now();
         while self.producer.in_flight_count() > 0 {
             let _ = self.producer.flush(DRAIN);
+            self.producer.poll(Duration::ZERO);
             if started.elapsed() > PROMPT {
                 std::thread::sleep(DRAIN);
             }
