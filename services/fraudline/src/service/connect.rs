@@ -31,21 +31,24 @@ pub(crate) fn model(config: &Config) -> anyhow::Result<ModelThread> {
     Ok(ModelThread::start(artifact, &ServeOptions { device, ..ServeOptions::default() })?)
 }
 
-/// The brokers, with all topics there; waits for brokers that are away, until `stop` is set.
+/// The brokers, with all topics there; waits for brokers that are away. `None`: `stop` was set first.
 pub(crate) fn kafka_waiting(
     config: &Config,
     instance: String,
     delivery: Delivery,
     stop: &AtomicBool,
-) -> anyhow::Result<Arc<KafkaLog>> {
+) -> anyhow::Result<Option<Arc<KafkaLog>>> {
     let mut backoff = Backoff::default();
     loop {
         match kafka(config, instance.clone(), delivery) {
-            Err(error) if matches!(error.downcast_ref(), Some(LogError::Unavailable(_))) && !stop.load(Relaxed) => {
+            Err(error) if matches!(error.downcast_ref(), Some(LogError::Unavailable(_))) => {
+                if stop.load(Relaxed) {
+                    return Ok(None);
+                }
                 tracing::warn!("{error:#}; trying again");
                 backoff.wait(stop);
             }
-            connected => return connected,
+            connected => return connected.map(Some),
         }
     }
 }

@@ -42,7 +42,9 @@ pub(crate) fn run(args: &MaterializeArgs) -> anyhow::Result<()> {
     let url = start_http(&runtime, args.http.unwrap_or(config.materializer.http), pages)?;
 
     // Views are read as if every event was in them once, so there is no other delivery here.
-    let log = connect::kafka_waiting(&config, INSTANCE.to_owned(), Delivery::ExactlyOnce, &stop)?;
+    let Some(log) = connect::kafka_waiting(&config, INSTANCE.to_owned(), Delivery::ExactlyOnce, &stop)? else {
+        return Ok(());
+    };
     let context = materializer::Context {
         log: Arc::clone(&log) as Arc<dyn Log>,
         store: connect::store(&config, runtime.handle(), Retry::UntilStopped(Arc::clone(&stop)))?,

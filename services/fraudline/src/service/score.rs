@@ -43,7 +43,9 @@ pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
 
     let features = connect::features(&config)?;
     let instance = args.instance.clone().unwrap_or_else(|| config.instance());
-    let log = connect::kafka_waiting(&config, instance.clone(), config.scorer.delivery, &stop)?;
+    let Some(log) = connect::kafka_waiting(&config, instance.clone(), config.scorer.delivery, &stop)? else {
+        return Ok(());
+    };
     let store = connect::store(&config, runtime.handle(), Retry::UntilStopped(Arc::clone(&stop)))?;
     // Loaded and warm before the group is joined: whoever joins can score.
     let model = connect::model(&config)?;

@@ -17,7 +17,7 @@ use materializer::{Materializer, MaterializerOptions};
 use models::{Artifact, Device, ModelThread, ServeOptions};
 use schemas::topics;
 use scorer::log::embedded::{Durability, EmbeddedOptions};
-use scorer::log::{EmbeddedLog, Log, TopicPartition, TopicSpec};
+use scorer::log::{EmbeddedLog, Log, TopicSpec};
 use scorer::worker::Stats;
 use scorer::{Worker, WorkerOptions, system_clock};
 
@@ -258,12 +258,7 @@ fn start_parts(
     Ok(parts)
 }
 
-/// Transactions in the log that are not scored yet.
+/// Transactions in the log that are not scored yet; sets the metric too.
 fn lag(log: &dyn Log) -> anyhow::Result<u64> {
-    let mut lag = 0;
-    for (partition, kept) in log.topic(topics::TRANSACTIONS)?.offsets.into_iter().enumerate() {
-        let partition = TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition: partition as u32 };
-        lag += kept.end - log.committed(scorer::GROUP, &partition)?.unwrap_or(kept.start);
-    }
-    Ok(lag)
+    Ok(scorer::metrics::observe_lag(log, scorer::GROUP, topics::TRANSACTIONS)?)
 }
