@@ -111,6 +111,9 @@ impl Aggregator {
         let due = ahead || waited >= self.options.checkpoint_interval;
         if due && self.partitions.values().any(PartitionStates::is_ahead_of_store) {
             self.checkpoint()?;
+        } else if waited >= self.options.checkpoint_interval {
+            self.partitions.values().try_for_each(|states| states.verify(&*self.context.store))?;
+            self.checkpointed_us = (self.context.clock)();
         }
         Ok(!records.is_empty())
     }

@@ -163,6 +163,18 @@ impl<S: Stream> PartitionStates<S> {
         Ok(())
     }
 
+    /// Makes sure that the store still has what was written: who has nothing to write and nothing to
+    /// read would not notice, while others wait for the view.
+    pub fn verify(&self, store: &dyn OnlineStore) -> Result<()> {
+        let Some(expected) = self.watermark else { return Ok(()) };
+        let partition = self.partition.partition;
+        let found = block_on(store.watermark(&self.view, partition))?.map(|watermark| watermark.offset);
+        if found.is_none_or(|found| found < expected) {
+            return Err(StoreError::WentBack { view: self.view.to_string(), partition, expected, found }.into());
+        }
+        Ok(())
+    }
+
     /// Notes that the records below `next` are in the states.
     pub fn advance(&mut self, next: u64) {
         self.next = next;
