@@ -114,8 +114,8 @@ impl Consumer for FaultyConsumer {
         Ok(committed)
     }
 
-    fn at_end(&mut self, topic: &str) -> Result<Vec<(u32, bool)>> {
-        self.consumer.at_end(topic)
+    fn reached(&mut self, topic: &str, ends: &[u64]) -> Result<Vec<(u32, bool)>> {
+        self.consumer.reached(topic, ends)
     }
 }
 

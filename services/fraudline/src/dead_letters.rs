@@ -47,7 +47,7 @@ type Counts = BTreeMap<(String, String), u64>;
 pub(crate) fn run(command: &DeadLettersCommand) -> anyhow::Result<()> {
     let DeadLettersCommand::Replay(args) = command;
     let config = args.config.load()?;
-    let log = connect::kafka(&config, format!("{}-replay", config.instance()), Delivery::ExactlyOnce)?;
+    let log = connect::kafka(&config, config.kafka(format!("{}-replay", config.instance()), Delivery::ExactlyOnce))?;
     let mut consumer = log.join(&args.group, "0", &[topics::DEAD_LETTERS])?;
     let (mut replayed, mut passed) = (Counts::new(), Counts::new());
     let mut outbox = Outbox::default();
@@ -60,7 +60,7 @@ pub(crate) fn run(command: &DeadLettersCommand) -> anyhow::Result<()> {
                 continue;
             }
         };
-        if records.is_empty() && is_through(&mut *consumer)? {
+        if records.is_empty() && is_through(&*log, &mut *consumer)? {
             break;
         }
         let mut offsets: BTreeMap<TopicPartition, u64> = BTreeMap::new();
@@ -94,9 +94,9 @@ pub(crate) fn run(command: &DeadLettersCommand) -> anyhow::Result<()> {
 }
 
 /// Whether every dead letter was seen; a member has its partitions a while after it joined.
-fn is_through(consumer: &mut dyn Consumer) -> anyhow::Result<bool> {
-    let at_end = consumer.at_end(topics::DEAD_LETTERS)?;
-    Ok(!at_end.is_empty() && at_end.into_iter().all(|(_, at_end)| at_end))
+fn is_through(log: &dyn Log, consumer: &mut dyn Consumer) -> anyhow::Result<bool> {
+    let reached = consumer.reached(topics::DEAD_LETTERS, &log.ends(topics::DEAD_LETTERS)?)?;
+    Ok(!reached.is_empty() && reached.into_iter().all(|(_, reached)| reached))
 }
 
 fn header(record: &Record, name: &str) -> Option<String> {

@@ -66,7 +66,7 @@ fn to_file(args: &SimulateArgs, output: &Path) -> anyhow::Result<()> {
 
 fn to_kafka(args: &SimulateArgs) -> anyhow::Result<()> {
     let config = args.config.load()?;
-    let log = connect::kafka(&config, format!("{}-simulate", config.instance()), Delivery::AtLeastOnce)?;
+    let log = connect::kafka(&config, config.kafka(format!("{}-simulate", config.instance()), Delivery::AtLeastOnce))?;
     let feed = args.source.open(args.days)?;
     let runtime = runtime()?;
     let interrupted = Arc::new(AtomicBool::new(false));

@@ -10,7 +10,7 @@ pub mod rekey;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use feature_store::{FeatureSet, OnlineStore, StoreError};
 use scorer::log::{Log, LogError};
@@ -39,6 +39,9 @@ pub struct MaterializerOptions {
     /// How long changed states wait at most until they are written. They wait less where event
     /// time runs fast, so that the view stays well within its staleness.
     pub checkpoint_interval: Duration,
+    /// How long what comes is gathered until it is re-keyed in one commit. A backlog does not wait;
+    /// nor should this be long beside the staleness of the views.
+    pub commit_interval: Duration,
     /// As the scorer has it: both must draw the same line between events and dead letters.
     pub future_skew: Duration,
 }
@@ -49,6 +52,7 @@ impl Default for MaterializerOptions {
             batch_records_max: 2048,
             state_bytes_max: 256 << 20,
             checkpoint_interval: Duration::from_secs(1),
+            commit_interval: Duration::from_millis(50),
             future_skew: Duration::from_secs(300),
         }
     }
@@ -58,6 +62,7 @@ impl Default for MaterializerOptions {
 pub struct Materializer {
     rekeyer: Rekeyer,
     aggregator: Aggregator,
+    commit_interval: Duration,
 }
 
 impl Materializer {
@@ -66,7 +71,8 @@ impl Materializer {
     pub fn start(context: Context, options: MaterializerOptions) -> Result<Materializer> {
         Ok(Materializer {
             rekeyer: Rekeyer::start(context.clone(), options.clone())?,
-            aggregator: Aggregator::start(context, options)?,
+            aggregator: Aggregator::start(context, options.clone())?,
+            commit_interval: options.commit_interval,
         })
     }
 
@@ -82,8 +88,14 @@ impl Materializer {
     pub fn run(mut self, stop: &AtomicBool) -> Result<()> {
         let mut backoff = Backoff::default();
         while !stop.load(Relaxed) {
+            let started = Instant::now();
             match self.step(Duration::from_millis(5)) {
-                Ok(_) => backoff.reset(),
+                Ok(_) => {
+                    backoff.reset();
+                    if !self.rekeyer.is_behind() {
+                        std::thread::sleep(self.commit_interval.saturating_sub(started.elapsed()));
+                    }
+                }
                 Err(ScorerError::Log(LogError::Unavailable(reason))) => {
                     tracing::warn!("{reason}; trying again");
                     backoff.wait(stop);

@@ -21,6 +21,9 @@ pub const GROUP: &str = "materializer-rekey";
 /// Under which the stage's own progress stands in the store.
 const VIEW: Id = Id::const_new("rekey");
 
+/// How long labels are waited for before it is asked again whether all have come.
+const LABELS_WAIT_MAX: Duration = Duration::from_millis(50);
+
 /// The first stage.
 pub struct Rekeyer {
     context: Context,
@@ -35,6 +38,8 @@ pub struct Rekeyer {
     outbox: Outbox,
     offsets: BTreeMap<TopicPartition, u64>,
     announced: Vec<(u32, EventTime)>,
+    /// Whether the last step took as much as it may.
+    behind: bool,
     rekeyed: Counter,
     rejected: Counter,
 }
@@ -52,9 +57,15 @@ impl Rekeyer {
             outbox: Outbox::default(),
             offsets: BTreeMap::new(),
             announced: Vec::new(),
+            behind: false,
             rekeyed: counter!(REKEYED),
             rejected: counter!(LABEL_DEAD_LETTERS),
         })
+    }
+
+    /// Whether more is likely to stand in the log already.
+    pub fn is_behind(&self) -> bool {
+        self.behind
     }
 
     /// Takes the next transactions and, after them, all labels that stand in the log by then. A
@@ -78,7 +89,12 @@ impl Rekeyer {
 
     fn try_step(&mut self, timeout: Duration) -> Result<bool> {
         let max = self.options.batch_records_max;
+        // What a rebalance brings is to be read without delay.
+        self.behind = true;
         let Some(transactions) = self.poll(topics::TRANSACTIONS, max, timeout, false)? else { return Ok(true) };
+        self.behind = transactions.len() >= max;
+        // Those that follow are of a later step: in a steady stream there is no end to them.
+        let labels_ends = self.context.log.ends(topics::LABELS)?;
         let mut labelled = false;
         let mut wait = Duration::ZERO;
         loop {
@@ -86,11 +102,11 @@ impl Rekeyer {
             let Some(labels) = self.poll(topics::LABELS, max, wait, held)? else { return Ok(true) };
             if labels.is_empty() {
                 let Some(consumer) = &mut self.consumer else { return Ok(true) };
-                if consumer.at_end(topics::LABELS)?.into_iter().all(|(_, at_end)| at_end) {
+                if consumer.reached(topics::LABELS, &labels_ends)?.into_iter().all(|(_, reached)| reached) {
                     break;
                 }
                 // They stand in the log, and are on their way here.
-                wait = Duration::from_millis(2);
+                wait = (wait * 2).clamp(Duration::from_millis(2), LABELS_WAIT_MAX);
                 continue;
             }
             labelled = true;
@@ -174,7 +190,9 @@ impl Rekeyer {
         // A partition read to its end holds nobody up. Only where one lags is it worth asking.
         let lags = self.partitions.values().any(|states| states.stream.0.newest() + self.progress_lag < newest);
         let at_end = match &mut self.consumer {
-            Some(consumer) if lags => consumer.at_end(topics::TRANSACTIONS)?,
+            Some(consumer) if lags => {
+                consumer.reached(topics::TRANSACTIONS, &self.context.log.ends(topics::TRANSACTIONS)?)?
+            }
             _ => Vec::new(),
         };
         let sources: Vec<(u32, EventTime)> = self

@@ -204,6 +204,8 @@ pub(crate) struct MaterializerConfig {
     pub(crate) state_bytes_max: usize,
     #[serde(deserialize_with = "span")]
     pub(crate) checkpoint_interval: Duration,
+    #[serde(deserialize_with = "span")]
+    pub(crate) commit_interval: Duration,
 }
 
 impl Default for MaterializerConfig {
@@ -214,6 +216,7 @@ impl Default for MaterializerConfig {
             batch_records_max: options.batch_records_max,
             state_bytes_max: options.state_bytes_max,
             checkpoint_interval: options.checkpoint_interval,
+            commit_interval: options.commit_interval,
         }
     }
 }
@@ -256,6 +259,7 @@ impl Config {
             transaction_timeout: self.kafka.transaction_timeout,
             request_timeout: self.kafka.request_timeout,
             replication_factor: self.topics.replication_factor,
+            gather: None,
             properties: self.kafka.properties.clone(),
         }
     }

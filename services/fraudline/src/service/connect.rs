@@ -8,7 +8,7 @@ use anyhow::Context;
 use feature_store::{CqlStore, FeatureSet, OnlineStore, RedisStore, RemoteOptions, RemoteStore, Retry, StoreError};
 use models::{Artifact, Device, ModelThread, ServeOptions};
 use schemas::topics;
-use scorer::log::{Delivery, KafkaLog, Log, LogError, TopicSpec};
+use scorer::log::{KafkaLog, KafkaOptions, Log, LogError, TopicSpec};
 use scorer::worker::Backoff;
 use tokio::runtime::Handle;
 
@@ -34,13 +34,12 @@ pub(crate) fn model(config: &Config) -> anyhow::Result<ModelThread> {
 /// The brokers, with all topics there; waits for brokers that are away. `None`: `stop` was set first.
 pub(crate) fn kafka_waiting(
     config: &Config,
-    instance: String,
-    delivery: Delivery,
+    options: &KafkaOptions,
     stop: &AtomicBool,
 ) -> anyhow::Result<Option<Arc<KafkaLog>>> {
     let mut backoff = Backoff::default();
     loop {
-        match kafka(config, instance.clone(), delivery) {
+        match kafka(config, options.clone()) {
             Err(error) if matches!(error.downcast_ref(), Some(LogError::Unavailable(_))) => {
                 if stop.load(Relaxed) {
                     return Ok(None);
@@ -54,8 +53,8 @@ pub(crate) fn kafka_waiting(
 }
 
 /// The brokers, with all topics there.
-pub(crate) fn kafka(config: &Config, instance: String, delivery: Delivery) -> anyhow::Result<Arc<KafkaLog>> {
-    let log = KafkaLog::connect(config.kafka(instance, delivery))?;
+pub(crate) fn kafka(config: &Config, options: KafkaOptions) -> anyhow::Result<Arc<KafkaLog>> {
+    let log = KafkaLog::connect(options)?;
     for name in topics::ALL {
         match log.ends(name) {
             Err(LogError::UnknownTopic(_)) if config.topics.create => {

@@ -9,7 +9,7 @@ use clap::Args;
 use feature_store::Retry;
 use materializer::{Materializer, MaterializerOptions, aggregate, rekey};
 use schemas::topics;
-use scorer::log::{Delivery, Log};
+use scorer::log::{Delivery, KafkaOptions, Log};
 use scorer::system_clock;
 
 use super::score::spawn_lag_watch;
@@ -42,9 +42,11 @@ pub(crate) fn run(args: &MaterializeArgs) -> anyhow::Result<()> {
     let url = start_http(&runtime, args.http.unwrap_or(config.materializer.http), pages)?;
 
     // Views are read as if every event was in them once, so there is no other delivery here.
-    let Some(log) = connect::kafka_waiting(&config, INSTANCE.to_owned(), Delivery::ExactlyOnce, &stop)? else {
-        return Ok(());
+    let kafka = KafkaOptions {
+        gather: Some(config.materializer.commit_interval),
+        ..config.kafka(INSTANCE.to_owned(), Delivery::ExactlyOnce)
     };
+    let Some(log) = connect::kafka_waiting(&config, &kafka, &stop)? else { return Ok(()) };
     let context = materializer::Context {
         log: Arc::clone(&log) as Arc<dyn Log>,
         store: connect::store(&config, runtime.handle(), Retry::UntilStopped(Arc::clone(&stop)))?,
@@ -55,6 +57,7 @@ pub(crate) fn run(args: &MaterializeArgs) -> anyhow::Result<()> {
         batch_records_max: config.materializer.batch_records_max,
         state_bytes_max: config.materializer.state_bytes_max,
         checkpoint_interval: config.materializer.checkpoint_interval,
+        commit_interval: config.materializer.commit_interval,
         future_skew: config.scorer.future_skew,
     };
     let materializer = Materializer::start(context, options)?;

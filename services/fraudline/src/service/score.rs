@@ -43,7 +43,8 @@ pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
 
     let features = connect::features(&config)?;
     let instance = args.instance.clone().unwrap_or_else(|| config.instance());
-    let Some(log) = connect::kafka_waiting(&config, instance.clone(), config.scorer.delivery, &stop)? else {
+    let kafka = config.kafka(instance.clone(), config.scorer.delivery);
+    let Some(log) = connect::kafka_waiting(&config, &kafka, &stop)? else {
         return Ok(());
     };
     let store = connect::store(&config, runtime.handle(), Retry::UntilStopped(Arc::clone(&stop)))?;

@@ -30,7 +30,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let retry = Retry::Bounded { attempts: config.server.store_attempts.max(1) };
     let store = connect::store(&config, runtime.handle(), retry)?;
     // Where an entity's watermark stands is a matter of the number of partitions.
-    let log = connect::kafka(&config, "server".to_owned(), Delivery::AtLeastOnce)?;
+    let log = connect::kafka(&config, config.kafka("server".to_owned(), Delivery::AtLeastOnce))?;
     let context = feature_server::Context {
         features: connect::features(&config)?,
         store,

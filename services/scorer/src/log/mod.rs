@@ -275,9 +275,9 @@ pub trait Consumer: Send {
         Ok(())
     }
 
-    /// For each partition of `topic` that is assigned here, whether all records that stand in it by
-    /// now were delivered.
-    fn at_end(&mut self, topic: &str) -> Result<Vec<(u32, bool)>>;
+    /// For each partition of `topic` that is assigned here, whether all its records before
+    /// `ends[partition]` were delivered; such ends are what [`Log::ends`] gave.
+    fn reached(&mut self, topic: &str, ends: &[u64]) -> Result<Vec<(u32, bool)>>;
 
     /// Shows the group that this member is alive, where no poll is due for long.
     fn keep_alive(&mut self) -> Result<()> {

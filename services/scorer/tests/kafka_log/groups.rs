@@ -19,14 +19,21 @@ fn a_commit_takes_outputs_and_offsets_along() {
             taken += batch.len();
             commit(&mut *consumer, &from, &out, &batch).unwrap();
         }
-        assert_eq!(consumer.at_end(&from).unwrap().len(), 2);
-        assert!(consumer.at_end(&from).unwrap().iter().all(|(_, at_end)| *at_end));
+        let ends = log.ends(&from).unwrap();
+        assert_eq!(consumer.reached(&from, &ends).unwrap(), [(0, true), (1, true)]);
         fill(&log, &from, 1, 100..101);
-        assert!(consumer.at_end(&from).unwrap().iter().any(|(_, at_end)| !at_end), "a record is on its way");
+        assert_eq!(consumer.reached(&from, &ends).unwrap(), [(0, true), (1, true)]);
+        let ends = log.ends(&from).unwrap();
+        assert!(consumer.reached(&from, &ends).unwrap().contains(&(0, false)), "a record is on its way");
         assert_eq!(records(&mut *consumer, &from, 30).len(), 1);
         drop(consumer);
         for partition in 0..2 {
-            assert_eq!(log.committed(&group, &at(&from, partition)).unwrap(), Some(100), "{delivery:?}");
+            let deadline = Instant::now() + Duration::from_secs(5);
+            // In the background, where they don't go with the outputs.
+            while log.committed(&group, &at(&from, partition)).unwrap() != Some(100) {
+                assert!(Instant::now() < deadline && delivery == Delivery::AtLeastOnce, "{delivery:?}");
+                std::thread::sleep(Duration::from_millis(20));
+            }
             assert_eq!(all(&log, &out, partition), (0..100).collect::<Vec<_>>(), "{delivery:?}");
         }
         // Transactions leave markers behind; a reader of the outputs is at the end nevertheless.
@@ -36,7 +43,8 @@ fn a_commit_takes_outputs_and_offsets_along() {
             read += records(&mut *reader, &out, 1000).len();
         }
         let deadline = Instant::now() + Duration::from_secs(10);
-        while !reader.at_end(&out).unwrap().iter().all(|(_, at_end)| *at_end) {
+        let ends = log.ends(&out).unwrap();
+        while !reader.reached(&out, &ends).unwrap().iter().all(|(_, reached)| *reached) {
             assert!(Instant::now() < deadline, "it never was at the end");
             reader.poll(&out, 10, Duration::from_millis(20)).unwrap();
         }
@@ -137,7 +145,17 @@ fn who_starts_again_under_its_name_gets_its_partitions_at_once() {
     let mut consumer = log.join(&group, "0", &[&from]).unwrap();
     records(&mut *consumer, &from, 100);
     assert!(started.elapsed() < Duration::from_secs(15), "it waited for its own session: {:?}", started.elapsed());
-    // Another process under the same name takes its place.
+}
+
+#[test]
+fn who_comes_under_the_same_name_takes_the_place() {
+    let Some(options) = options(Delivery::ExactlyOnce) else { return };
+    let log = KafkaLog::connect(options.clone()).unwrap();
+    let (from, group) = (topic(&log, "in", 2), unique("group"));
+    fill(&log, &from, 2, 0..5);
+    let mut consumer = log.join(&group, "0", &[&from]).unwrap();
+    records(&mut *consumer, &from, 100);
+    // As another process does: it has clients of its own.
     let twin = KafkaLog::connect(options).unwrap();
     let mut other = twin.join(&group, "0", &[&from]).unwrap();
     records(&mut *other, &from, 100);

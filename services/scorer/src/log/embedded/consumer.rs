@@ -203,14 +203,13 @@ impl Consumer for EmbeddedConsumer {
         Ok(if left { Committed::WithoutCheckpoint } else { Committed::WithCheckpoint })
     }
 
-    fn at_end(&mut self, topic: &str) -> Result<Vec<(u32, bool)>> {
+    fn reached(&mut self, topic: &str, ends: &[u64]) -> Result<Vec<(u32, bool)>> {
         let of_topic = self.assigned.iter().filter(|assigned| assigned.partition.topic == topic);
-        of_topic
-            .map(|assigned| {
-                let partition = assigned.partition.partition;
-                Ok((partition, assigned.position >= assigned.topic.bounds(partition)?.end))
-            })
-            .collect()
+        let reached = |assigned: &Assigned| {
+            let partition = assigned.partition.partition;
+            (partition, ends.get(partition as usize).is_none_or(|&end| assigned.position >= end))
+        };
+        Ok(of_topic.map(reached).collect())
     }
 }
 

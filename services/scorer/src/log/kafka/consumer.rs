@@ -1,5 +1,6 @@
 //! A member of a Kafka consumer group, and the producers that its commits go through.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ const SELF_FENCED: Duration = Duration::from_secs(60);
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// How long a member that goes waits to be rid of its partitions.
 const LEAVE_WAIT: Duration = Duration::from_secs(3);
+/// How often offsets are committed where they don't go with the outputs: what a crash repeats, at most.
+const OFFSETS_INTERVAL: Duration = Duration::from_millis(100);
 /// How long a commit is tried again while the group rebalances.
 const REBALANCE_WAIT: Duration = Duration::from_secs(10);
 
@@ -63,7 +66,14 @@ fn close(log: &Arc<Inner>, name: String, consumer: Arc<BaseConsumer<GroupContext
 
 enum Outputs {
     Transactional(Transactions),
-    Idempotent(Producer),
+    Idempotent { producer: Producer, consumed: Consumed },
+}
+
+/// Offsets whose outputs are delivered, and that are yet to be committed.
+#[derive(Default)]
+struct Consumed {
+    offsets: BTreeMap<TopicPartition, u64>,
+    committed: Option<Instant>,
 }
 
 /// A partition as its owner reads it.
@@ -152,7 +162,9 @@ impl KafkaConsumer {
         }
         let outputs = match options.delivery {
             Delivery::ExactlyOnce => Outputs::Transactional(Transactions::new(options, &group_id, &member)?),
-            Delivery::AtLeastOnce => Outputs::Idempotent(Producer::new(options, None)?),
+            Delivery::AtLeastOnce => {
+                Outputs::Idempotent { producer: Producer::new(options, None)?, consumed: Consumed::default() }
+            }
         };
         let succeeds = log.former.lock().contains_key(&name);
         let context = GroupContext::new(options);
@@ -272,6 +284,9 @@ impl KafkaConsumer {
 
     fn unassign(&mut self, partitions: &[TopicPartition]) -> Result<()> {
         let list = self.list(partitions)?;
+        if let Outputs::Idempotent { consumed, .. } = &mut self.outputs {
+            consumed.offsets.retain(|known, _| !partitions.contains(known));
+        }
         let done = self.consumer.incremental_unassign(&list);
         self.assigned.retain(|known| !partitions.contains(&known.partition));
         done.map_err(|error| self.explain("giving up partitions", &error))
@@ -331,7 +346,8 @@ impl KafkaConsumer {
 
     /// Commits in one transaction. While the group rebalances a commit may be refused although the
     /// partitions stay here: it is tried again, until it is known who has them.
-    fn transact(&mut self, commit: &Commit<'_>, offsets: &TopicPartitionList) -> Result<()> {
+    fn transact(&mut self, commit: &Commit<'_>) -> Result<()> {
+        let offsets = self.log.positions(commit.offsets.iter().map(|(partition, offset)| (partition, offset)))?;
         let deadline = Instant::now() + REBALANCE_WAIT;
         loop {
             let metadata = self.consumer.group_metadata().ok_or_else(|| {
@@ -340,7 +356,7 @@ impl KafkaConsumer {
             let Outputs::Transactional(transactions) = &mut self.outputs else { return Ok(()) };
             let log = &self.log;
             let failed =
-                match transactions.transact(commit.outputs, &|topic| log.options.prefixed(topic), offsets, &metadata) {
+                match transactions.transact(commit.outputs, &|topic| log.options.prefixed(topic), &offsets, &metadata) {
                     Ok(()) => return Ok(()),
                     Err(failed) => failed,
                 };
@@ -373,15 +389,17 @@ impl KafkaConsumer {
 
     /// Outputs are visible when this returns; the offsets are committed in the background, unless
     /// states follow that may not be ahead of them (I3).
-    fn deliver(&mut self, commit: &Commit<'_>, offsets: &TopicPartitionList) -> Result<()> {
-        let Outputs::Idempotent(producer) = &self.outputs else { return Ok(()) };
+    fn deliver(&mut self, commit: &Commit<'_>) -> Result<()> {
+        let Outputs::Idempotent { producer, consumed } = &mut self.outputs else { return Ok(()) };
         producer.deliver(commit.outputs, &|topic| self.log.options.prefixed(topic))?;
-        if offsets.count() == 0 {
-            return Ok(());
+        consumed.offsets.extend(commit.offsets.iter().cloned());
+        if commit.checkpoint.is_none() {
+            return self.commit_consumed();
         }
-        let mode = if commit.checkpoint.is_some() { CommitMode::Sync } else { CommitMode::Async };
+        let offsets = std::mem::take(&mut consumed.offsets);
+        let list = self.log.positions(&offsets)?;
         let deadline = Instant::now() + REBALANCE_WAIT;
-        while let Err(error) = self.consumer.commit(offsets, mode) {
+        while let Err(error) = self.consumer.commit(&list, CommitMode::Sync) {
             self.serve()?;
             if let Some(partition) = self.consumer.context().takes_away(commit.offsets) {
                 return Err(LogError::Fenced(partition));
@@ -393,6 +411,23 @@ impl KafkaConsumer {
         }
         Ok(())
     }
+
+    /// Commits, in the background, the offsets of outputs that are delivered, where it is time to.
+    fn commit_consumed(&mut self) -> Result<()> {
+        let Outputs::Idempotent { consumed, .. } = &mut self.outputs else { return Ok(()) };
+        let recent = consumed.committed.is_some_and(|at| at.elapsed() < OFFSETS_INTERVAL);
+        if consumed.offsets.is_empty() || recent {
+            return Ok(());
+        }
+        let list = self.log.positions(&consumed.offsets)?;
+        match self.consumer.commit(&list, CommitMode::Async) {
+            Ok(()) => consumed.offsets.clear(),
+            // The next time, then: nothing depends on them.
+            Err(error) => tracing::debug!(group = self.group, %error, "committing offsets"),
+        }
+        consumed.committed = Some(Instant::now());
+        Ok(())
+    }
 }
 
 impl Consumer for KafkaConsumer {
@@ -401,6 +436,7 @@ impl Consumer for KafkaConsumer {
         loop {
             let seen = self.consumer.context().arrivals();
             self.serve()?;
+            self.commit_consumed()?;
             if let Some(polled) = self.decided()? {
                 return Ok(polled);
             }
@@ -419,11 +455,9 @@ impl Consumer for KafkaConsumer {
 
     fn commit(&mut self, commit: &Commit<'_>) -> Result<Committed> {
         self.owned(commit.offsets)?;
-        let offsets = commit.offsets.iter().map(|(partition, offset)| (partition, Offset::Offset(*offset as i64)));
-        let offsets = self.log.list(offsets)?;
-        match self.log.options.delivery {
-            Delivery::ExactlyOnce => self.transact(commit, &offsets)?,
-            Delivery::AtLeastOnce => self.deliver(commit, &offsets)?,
+        match self.outputs {
+            Outputs::Transactional(_) => self.transact(commit)?,
+            Outputs::Idempotent { .. } => self.deliver(commit)?,
         }
         Ok(if commit.checkpoint.is_some() { Committed::WithoutCheckpoint } else { Committed::WithCheckpoint })
     }
@@ -432,27 +466,23 @@ impl Consumer for KafkaConsumer {
         self.unassign(partitions)
     }
 
-    fn at_end(&mut self, topic: &str) -> Result<Vec<(u32, bool)>> {
-        let of_topic = |assigned: &&Assigned| assigned.partition.topic == topic;
-        let partitions: Vec<TopicPartition> =
-            self.assigned.iter().filter(of_topic).map(|assigned| assigned.partition.clone()).collect();
-        let ends = self.log.offsets(&partitions, Offset::End)?;
-        let mut reached = Vec::with_capacity(partitions.len());
-        for (partition, end) in partitions.iter().zip(ends) {
-            let Some(assigned) = self.assigned.iter_mut().find(|assigned| assigned.partition == *partition) else {
-                continue;
-            };
+    fn reached(&mut self, topic: &str, ends: &[u64]) -> Result<Vec<(u32, bool)>> {
+        let mut reached = Vec::with_capacity(self.assigned.len());
+        for assigned in self.assigned.iter_mut().filter(|assigned| assigned.partition.topic == topic) {
+            let partition = assigned.partition.partition;
+            let end = ends.get(partition as usize).copied().unwrap_or(0);
             assigned.fill();
-            let mut at_end = assigned.head.is_none() && assigned.position.max(assigned.end_reached) >= end;
+            let next = assigned.head.as_ref().map_or(assigned.position, |head| head.offset);
+            let mut at_end = next.max(assigned.end_reached) >= end;
             if !at_end && assigned.head.is_none() && assigned.at_end {
                 // Only the markers of transactions may stand between.
-                let between = self.log.read(partition, assigned.position, 1)?;
+                let between = self.log.read(&assigned.partition, assigned.position, 1)?;
                 if between.is_empty() {
                     assigned.end_reached = end;
                     at_end = true;
                 }
             }
-            reached.push((partition.partition, at_end));
+            reached.push((partition, at_end));
         }
         Ok(reached)
     }
@@ -464,6 +494,12 @@ impl Consumer for KafkaConsumer {
 
 impl Drop for KafkaConsumer {
     fn drop(&mut self) {
+        if let Outputs::Idempotent { consumed, .. } = &mut self.outputs {
+            consumed.committed = None;
+        }
+        if let Err(error) = self.commit_consumed() {
+            tracing::debug!(%error, "committing the last offsets");
+        }
         self.consumer.context().leave();
         // A decision that was never taken note of would be waited for.
         while let Some(decision) = self.consumer.context().next_decision() {

@@ -170,6 +170,14 @@ impl Inner {
         Ok(list)
     }
 
+    /// The partitions as Kafka has them, each with the offset of its next record.
+    fn positions<'a>(
+        &self,
+        offsets: impl IntoIterator<Item = (&'a TopicPartition, &'a u64)>,
+    ) -> Result<TopicPartitionList> {
+        self.list(offsets.into_iter().map(|(partition, &offset)| (partition, Offset::Offset(offset as i64))))
+    }
+
     /// The offset of each element in the order of `partitions`.
     fn in_order(&self, partitions: &[TopicPartition], list: &TopicPartitionList) -> Vec<Offset> {
         let of = |partition: &TopicPartition| {

@@ -42,6 +42,9 @@ pub struct KafkaOptions {
     pub transaction_timeout: Duration,
     /// How long a call waits for the brokers before it fails as unavailable.
     pub request_timeout: Duration,
+    /// How long the brokers may gather records before they answer a member's fetch: fewer, larger
+    /// answers, for who is in no hurry. `None`: they answer as soon as there is one.
+    pub gather: Option<Duration>,
     /// Replicas of topics that are created; `None` leaves it to the broker.
     pub replication_factor: Option<u16>,
     /// librdkafka properties, for every client; they win over all of the above.
@@ -60,6 +63,7 @@ impl Default for KafkaOptions {
             session_timeout: Duration::from_secs(120),
             transaction_timeout: Duration::from_secs(15),
             request_timeout: Duration::from_secs(10),
+            gather: None,
             replication_factor: None,
             properties: BTreeMap::new(),
         }
@@ -121,6 +125,11 @@ impl Mechanism {
         }
     }
 }
+
+/// How long a fetch waits at the broker for the first record.
+const FETCH_WAIT: Duration = Duration::from_millis(100);
+/// Gathered records of more than this are not waited with.
+const GATHER_BYTES: &str = "262144";
 
 fn millis(duration: Duration) -> String {
     duration.as_millis().max(1).to_string()
@@ -207,7 +216,10 @@ impl KafkaOptions {
             // What is fetched ahead is all that a slow worker holds (I6): the rest stays in the log.
             .set("queued.min.messages", "10000")
             .set("queued.max.messages.kbytes", "8192")
-            .set("fetch.wait.max.ms", "100");
+            .set("fetch.wait.max.ms", millis(self.gather.unwrap_or(FETCH_WAIT)));
+        if self.gather.is_some() {
+            config.set("fetch.min.bytes", GATHER_BYTES);
+        }
         self.finish(config)
     }
 

@@ -18,11 +18,11 @@ use crate::log::{LogError, OutRecord, Outbox, Result};
 /// one, the next begins under another id; under the same id it would be told to come back later.
 const TURNS: usize = 3;
 
-/// How often the queue of delivery reports is looked at while records are under way.
-const DRAIN: Duration = Duration::from_millis(1);
-
-/// Deliveries that take longer than this are not watched without a pause.
-const PROMPT: Duration = Duration::from_millis(20);
+/// How often the queue of delivery reports is looked at while records are under way: at first, and
+/// once they take longer than [`PROMPT`].
+const DRAIN: Duration = Duration::from_micros(100);
+const DRAIN_SLOW: Duration = Duration::from_millis(2);
+const PROMPT: Duration = Duration::from_millis(50);
 
 pub(super) struct Producer {
     producer: BaseProducer<Context>,
@@ -102,7 +102,7 @@ impl Producer {
                 Ok(()) => return Ok(()),
                 Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) => {
                     out = back;
-                    self.producer.poll(DRAIN);
+                    self.producer.poll(Duration::from_millis(1));
                 }
                 Err((error, _)) => return Err(error),
             }
@@ -111,18 +111,19 @@ impl Producer {
 
     /// Waits until every record is delivered, or the first one can't be.
     pub(super) fn drain(&self) -> std::result::Result<(), KafkaError> {
-        // `flush` polls for as long as it may, so it may for a millisecond only; that little it
-        // spends without waiting, so where it takes longer the loop waits by itself. What counts as
-        // in flight are also events that `flush` does not serve: a broker that went, say.
+        // `poll` and `flush` of more than nothing return after all of it, and spend the last
+        // millisecond without waiting: a core that a broker nearby has better use for. `flush` wakes
+        // the broker's thread where it waits to learn that a partition was registered; `poll` serves
+        // what `flush` does not and yet counts as in flight: a broker that went, say.
         let started = Instant::now();
-        while self.producer.in_flight_count() > 0 {
-            let _ = self.producer.flush(DRAIN);
+        loop {
+            let _ = self.producer.flush(Duration::ZERO);
             self.producer.poll(Duration::ZERO);
-            if started.elapsed() > PROMPT {
-                std::thread::sleep(DRAIN);
+            if self.producer.in_flight_count() == 0 {
+                break;
             }
+            std::thread::sleep(if started.elapsed() < PROMPT { DRAIN } else { DRAIN_SLOW });
         }
-        self.producer.poll(Duration::ZERO);
         match self.producer.context().take_undelivered() {
             Some(error) => Err(error),
             None => Ok(()),
