@@ -30,6 +30,22 @@ pub fn submit(model: &ModelThread, batch: Assembled) -> Result<Scoring> {
     Ok(Scoring { batch, pending })
 }
 
+impl Scored {
+    /// Adds a batch that was joined later.
+    pub fn append(&mut self, mut later: Scored) {
+        self.events.append(&mut later.events);
+        self.rows.append(&mut later.rows);
+        self.scores.append(&mut later.scores);
+        self.dead_letters.append(&mut later.dead_letters);
+        for (partition, next) in later.next {
+            match self.next.iter_mut().find(|(known, _)| *known == partition) {
+                Some((_, known)) => *known = next,
+                None => self.next.push((partition, next)),
+            }
+        }
+    }
+}
+
 impl Scoring {
     /// Whether records of this partition are in the batch.
     pub fn holds(&self, partition: u32) -> bool {

@@ -190,7 +190,7 @@ impl Worker {
     }
 
     /// One step, never longer than `timeout` without something to do: the next batch on its way to
-    /// the model, or, where no more may be under way, the oldest one to its commit.
+    /// the model, or, where no more may be under way, all of them to their commit.
     ///
     /// poll → ingest → join → assemble → submit …… score → emit
     ///
@@ -234,19 +234,17 @@ impl Worker {
                 }
             }
         }
-        match self.in_flight.pop_front() {
-            Some(scoring) => self.finish(scoring, due)?,
-            None if due => self.checkpoint()?,
-            None => return Ok(Step::Idle),
+        match self.in_flight.is_empty() {
+            false => self.finish(due)?,
+            true if due => self.checkpoint()?,
+            true => return Ok(Step::Idle),
         }
         Ok(Step::Progressed)
     }
 
     /// Commits what is under way and checkpoints the states.
     pub fn drain(&mut self) -> Result<()> {
-        while let Some(scoring) = self.in_flight.pop_front() {
-            self.finish(scoring, false)?;
-        }
+        self.finish(false)?;
         let was_waiting = self.waiting.take().is_some();
         if self.is_ahead_of_store() && !was_waiting { self.checkpoint() } else { Ok(()) }
     }
@@ -331,14 +329,19 @@ impl Worker {
         Ok(Step::Progressed)
     }
 
-    /// score → emit
-    fn finish(&mut self, scoring: Scoring, checkpoint_due: bool) -> Result<()> {
+    /// score → emit, all that is under way in one commit: what a commit costs hardly grows with
+    /// what is in it, and a batch that waits for the commit of another waits twice.
+    fn finish(&mut self, checkpoint_due: bool) -> Result<()> {
+        let Some(scoring) = self.in_flight.pop_front() else { return Ok(()) };
         let started = Instant::now();
-        let scored = scoring.wait()?;
+        let mut scored = scoring.wait()?;
+        for scoring in self.in_flight.drain(..) {
+            scored.append(scoring.wait()?);
+        }
         self.metrics.score.record(seconds(started.elapsed()));
 
         let started = Instant::now();
-        let due = checkpoint_due && self.in_flight.is_empty() && self.waiting.is_none();
+        let due = checkpoint_due && self.waiting.is_none();
         let checkpoint = due.then(|| self.take_checkpoint());
         let now_us = (self.context.clock)();
         let Some(consumer) = &mut self.consumer else { return Ok(()) };
@@ -522,9 +525,7 @@ impl Worker {
     /// Commits what is under way and writes the states, so that the next owner finds all of it.
     fn hand_over(&mut self, partitions: &[TopicPartition]) -> Result<()> {
         self.metrics.rebalances.increment(1);
-        while let Some(scoring) = self.in_flight.pop_front() {
-            self.finish(scoring, false)?;
-        }
+        self.finish(false)?;
         if self.is_ahead_of_store() {
             self.checkpoint()?;
         }

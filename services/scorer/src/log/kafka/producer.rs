@@ -20,8 +20,11 @@ const TURNS: usize = 3;
 
 /// How often the queue of delivery reports is looked at while records are under way: at first, and
 /// once they take longer than [`PROMPT`].
-const DRAIN: Duration = Duration::from_micros(100);
+const DRAIN: Duration = Duration::from_micros(200);
 const DRAIN_SLOW: Duration = Duration::from_millis(2);
+/// How often a producer is told to send on: one that has just learnt that the coordinator registered
+/// its partitions waits for that. Each time wakes all its threads.
+const NUDGE: Duration = Duration::from_millis(1);
 const PROMPT: Duration = Duration::from_millis(50);
 
 pub(super) struct Producer {
@@ -112,15 +115,17 @@ impl Producer {
     /// Waits until every record is delivered, or the first one can't be.
     pub(super) fn drain(&self) -> std::result::Result<(), KafkaError> {
         // `poll` and `flush` of more than nothing return after all of it, and spend the last
-        // millisecond without waiting: a core that a broker nearby has better use for. `flush` wakes
-        // the broker's thread where it waits to learn that a partition was registered; `poll` serves
-        // what `flush` does not and yet counts as in flight: a broker that went, say.
+        // millisecond without waiting: a core that a broker nearby has better use for.
         let started = Instant::now();
+        let mut nudged = started;
         loop {
-            let _ = self.producer.flush(Duration::ZERO);
             self.producer.poll(Duration::ZERO);
             if self.producer.in_flight_count() == 0 {
                 break;
+            }
+            if nudged.elapsed() >= NUDGE {
+                let _ = self.producer.flush(Duration::ZERO);
+                nudged = Instant::now();
             }
             std::thread::sleep(if started.elapsed() < PROMPT { DRAIN } else { DRAIN_SLOW });
         }
