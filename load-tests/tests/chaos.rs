@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test is to panic")]
 
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
@@ -13,8 +13,13 @@ const KAFKA: (&str, &str) = ("FRAUDLINE_TEST_KAFKA", "127.0.0.1:19092");
 const REDIS: (&str, &str) = ("FRAUDLINE_TEST_REDIS", "redis://127.0.0.1:16379");
 const CASSANDRA: (&str, &str) = ("FRAUDLINE_TEST_CASSANDRA", "127.0.0.1:19042");
 
+/// As the workspace's build left it.
+fn fraudline() -> PathBuf {
+    Path::new(env!("CARGO_BIN_EXE_load-tests")).with_file_name("fraudline")
+}
+
 fn have(services: &[(&str, &str)]) -> bool {
-    let binary = Path::new(env!("CARGO_BIN_EXE_load-tests")).with_file_name("fraudline");
+    let binary = fraudline();
     let missing = services.iter().find_map(|(variable, default)| {
         let address = std::env::var(variable).unwrap_or((*default).to_owned());
         let host = address.split("://").last().unwrap().split(',').next().unwrap().to_owned();
@@ -34,8 +39,8 @@ fn have(services: &[(&str, &str)]) -> bool {
 fn run(args: &[&str]) -> Value {
     let folder = tempfile::tempdir().unwrap();
     let report = folder.path().join("report.json");
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_load-tests")).args(args).arg("--report").arg(&report).output().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_load-tests"));
+    let output = command.args(args).arg("--fraudline").arg(fraudline()).arg("--report").arg(&report).output().unwrap();
     let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let report = std::fs::read_to_string(&report).unwrap_or_default();
     assert!(output.status.success(), "{args:?}: {}\n{said}\n{report}", output.status);

@@ -63,7 +63,7 @@ fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     // A service tells what it does; a command prints its result.
     let level = match cli.command {
-        Command::Score(_) | Command::Materialize(_) | Command::Serve(_) => "info,librdkafka=warn",
+        Command::Score(_) | Command::Materialize(_) | Command::Serve(_) => "info,librdkafka=warn,scylla=off",
         _ => "warn",
     };
     let filter = EnvFilter::try_from_env("FRAUDLINE_LOG").unwrap_or_else(|_| EnvFilter::new(level));

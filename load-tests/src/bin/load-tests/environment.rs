@@ -1,5 +1,6 @@
 //! Where a run takes place: brokers, a store, names of its own, and a folder.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -295,10 +296,24 @@ fn random_part(folder: &Path) -> String {
     format!("{}{}", name.rsplit('-').next().unwrap_or_default(), since_epoch.subsec_micros())
 }
 
+/// The binary under test. Under `cargo run` it is built first: cargo has built only this one.
 fn fraudline(args: &EnvironmentArgs) -> anyhow::Result<PathBuf> {
     let path = match &args.fraudline {
         Some(path) => path.clone(),
-        None => std::env::current_exe().context("finding this executable")?.with_file_name("fraudline"),
+        None => {
+            let beside = std::env::current_exe().context("finding this executable")?.with_file_name("fraudline");
+            if let Some(cargo) = std::env::var_os("CARGO") {
+                let profile = match beside.parent().and_then(Path::file_name).and_then(OsStr::to_str) {
+                    None | Some("debug") => "dev",
+                    Some(profile) => profile,
+                };
+                let build = ["build", "--workspace", "--bin", "fraudline", "--profile", profile];
+                let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+                let built = Command::new(cargo).args(build).arg("--manifest-path").arg(manifest).status();
+                ensure!(built.context("running cargo")?.success(), "cargo could not build fraudline");
+            }
+            beside
+        }
     };
     ensure!(
         path.is_file(),

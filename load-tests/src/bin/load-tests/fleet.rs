@@ -93,6 +93,8 @@ impl<'a> Fleet<'a> {
             _ => command.args(["score", "--instance", name]),
         };
         command.arg("--config").arg(self.environment.config()).args(["--http", "127.0.0.1:0"]);
+        // The last lines of a process that ends are to tell why.
+        command.env("RUST_BACKTRACE", "0");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let child = command.spawn().with_context(|| format!("starting {}", self.environment.fraudline.display()))?;
         self.members.insert(name.to_owned(), Member::Running(Process { child, log }));

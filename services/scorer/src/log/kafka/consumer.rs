@@ -355,11 +355,15 @@ impl KafkaConsumer {
             })?;
             let Outputs::Transactional(transactions) = &mut self.outputs else { return Ok(()) };
             let log = &self.log;
-            let failed =
-                match transactions.transact(commit.outputs, &|topic| log.options.prefixed(topic), &offsets, &metadata) {
-                    Ok(()) => return Ok(()),
-                    Err(failed) => failed,
-                };
+            let failed = match transactions.transact(
+                commit.outputs,
+                &|topic| log.options.prefixed(topic),
+                &offsets,
+                &metadata,
+            ) {
+                Ok(()) => return Ok(()),
+                Err(failed) => failed,
+            };
             match failed {
                 Failed::Lost(error) => {
                     // A successor under the same name fences the producers first, then this member.
