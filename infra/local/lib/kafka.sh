@@ -87,7 +87,9 @@ share.coordinator.state.topic.min.isr=$5
 share.coordinator.state.topic.num.partitions=8
 # Tests wait for groups to form, for lost members and for abandoned transactions: the defaults are 3 s, 6 s and 10 s.
 group.initial.rebalance.delay.ms=0
-broker.session.timeout.ms=60000
+# A starved machine must not fence its only broker; the next one after a kill -9 may register only when this session has ended.
+broker.session.timeout.ms=30000
+initial.broker.registration.timeout.ms=120000
 group.min.session.timeout.ms=1000
 transaction.abort.timed.out.transaction.cleanup.interval.ms=1000
 # They delete many topics, too.
