@@ -4,7 +4,7 @@ use hashbrown::HashMap;
 use schemas::{EventTime, Id, Label, Transaction};
 
 use crate::definitions::Entity;
-use crate::features::FeatureSet;
+use crate::features::{FeatureSet, Scratch};
 use crate::window::WindowState;
 
 /// Computes the features of a stream that is read in log order, by the very code the scorer runs
@@ -16,6 +16,7 @@ pub struct Backfill<'a> {
     terminals: HashMap<Id, WindowState>,
     newest: EventTime,
     values: Vec<f64>,
+    scratch: Scratch,
 }
 
 impl<'a> Backfill<'a> {
@@ -26,6 +27,7 @@ impl<'a> Backfill<'a> {
             terminals: HashMap::new(),
             newest: EventTime::MIN,
             values: vec![f64::NAN; features.width()],
+            scratch: Scratch::default(),
         }
     }
 
@@ -38,21 +40,22 @@ impl<'a> Backfill<'a> {
 
     /// Takes in the next transaction, and appends its vector to `out`.
     pub fn transaction(&mut self, transaction: &Transaction, out: &mut Vec<f32>) {
+        let features = self.features;
         let time = transaction.event_time;
         self.newest = self.newest.max(time);
-        self.features.request(transaction, &mut self.values);
-        if let Some(view) = self.features.view_of(Entity::TerminalId) {
+        let mut shared: [Option<&WindowState>; Entity::COUNT] = [None; Entity::COUNT];
+        if let Some((index, view)) = features.shared_views().next() {
             let state = self.terminals.entry_ref(&transaction.terminal_id).or_default();
-            state.evict(self.newest - view.keep());
-            state.insert(time, transaction.amount);
-            view.evaluate(Some(state), time, None, &mut self.values);
+            view.evict(state, self.newest - view.keep());
+            view.apply(transaction, state, &mut self.scratch);
+            shared[index] = Some(state);
         }
-        if let Some(view) = self.features.view_of(Entity::CardId) {
+        let own = features.view_of(Entity::CardId).map(|view| {
             let state = self.cards.entry_ref(&transaction.card_id).or_default();
-            state.evict(time - view.keep());
-            let position = state.insert(time, transaction.amount);
-            view.evaluate(Some(state), time, Some(position), &mut self.values);
-        }
-        self.features.assemble(&mut self.values, out);
+            view.evict(state, time - view.keep());
+            state
+        });
+        features.join(transaction, own, &shared, &mut self.scratch, &mut self.values);
+        features.assemble(transaction, &mut self.values, out);
     }
 }

@@ -13,30 +13,20 @@ pub(crate) struct Definitions {
     pub(crate) version: Spanned<u32>,
     pub(crate) allowed_lateness: Span,
     #[serde(default)]
-    pub(crate) request: Vec<Request>,
+    pub(crate) request: Vec<Computed>,
     #[serde(default)]
     pub(crate) views: Vec<ViewDefinition>,
     #[serde(default)]
-    pub(crate) derived: Vec<Derived>,
+    pub(crate) derived: Vec<Computed>,
 }
 
-/// A field of the event, or a simple function of one.
+/// A feature that is computed from others, or from fields of the event.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct Request {
+pub(crate) struct Computed {
     pub(crate) name: Spanned<String>,
-    pub(crate) value: RequestValue,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum RequestValue {
-    /// The amount in the currency unit.
-    Amount,
-    /// 1 on Saturday and Sunday (UTC), else 0.
-    Weekend,
-    /// 1 in the hours 0 to 6 (UTC), else 0.
-    Night,
+    /// An expression over features and fields: `amount`, `TX_AMOUNT / AVG_7DAY`, `log1p(TX_AMOUNT)`.
+    pub(crate) value: Spanned<String>,
 }
 
 /// Windows over the events of one entity.
@@ -48,6 +38,11 @@ pub(crate) struct ViewDefinition {
     /// How far behind event time the view may be read; only for an entity whose events are spread
     /// over the partitions.
     pub(crate) staleness: Option<Span>,
+    /// How many of the newest events are kept one by one, for each entity, filter and value; older ones are kept in
+    /// tiles, so that memory is bounded however busy an entity is. `all`: no tiles. 0: tiles only.
+    pub(crate) exact: Option<Spanned<Exact>>,
+    /// Length of a tile: bounds of windows among events in tiles are rounded down to a tile's begin.
+    pub(crate) tile: Option<Spanned<Span>>,
     pub(crate) windows: Vec<Windows>,
 }
 
@@ -58,6 +53,10 @@ pub enum Entity {
     /// The key of the transactions topic: one partition sees all events of a card.
     CardId,
     TerminalId,
+}
+
+impl Entity {
+    pub const COUNT: usize = 2;
 }
 
 impl fmt::Display for Entity {
@@ -76,33 +75,98 @@ pub(crate) struct Windows {
     /// With `{days}` or `{hours}` in it where there are several windows.
     pub(crate) name: Spanned<String>,
     pub(crate) aggregate: Aggregate,
+    /// What is aggregated: an expression, or `card_id` or `terminal_id` where ids can be. Events where it is missing don't count.
+    pub(crate) value: Option<Spanned<String>>,
+    /// Only events for which this expression holds, at their own time, count.
+    #[serde(rename = "where")]
+    pub(crate) filter: Option<Spanned<String>>,
+    /// Which events make up a run, for the aggregates of runs: an expression.
+    #[serde(rename = "match")]
+    pub(crate) matches: Option<Spanned<String>>,
     pub(crate) over: Vec<Span>,
     /// The window is `(t - offset - over, t - offset]` for an event at `t`.
     #[serde(default)]
     pub(crate) offset: Span,
-    #[serde(default = "yes")]
-    pub(crate) include_current: bool,
-    /// The value over no events, where there is none by itself; missing if not given.
+    pub(crate) include_current: Option<bool>,
+    /// The value where there is none by itself; missing if not given.
     pub(crate) empty: Option<f64>,
 }
 
-fn yes() -> bool {
-    true
+/// How many events are kept one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Exact(pub(crate) usize);
+
+impl Exact {
+    pub(crate) const ALL: Exact = Exact(usize::MAX);
+}
+
+impl<'de> Deserialize<'de> for Exact {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Exact, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let most = match text.as_str() {
+            "all" => Some(Exact::ALL),
+            number => number.parse().ok().filter(|&number| number <= 1_000_000).map(Exact),
+        };
+        most.ok_or_else(|| serde::de::Error::custom(format!("`{text}` is no number up to 1000000, and not `all`")))
+    }
+}
+
+impl fmt::Display for Exact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Exact::ALL { f.write_str("all") } else { write!(f, "{}", self.0) }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Aggregate {
-    /// Number of transactions.
+    /// Number of events.
     Count,
-    /// Sum of the amounts, in the currency unit.
+    /// Sum of the values.
     Sum,
-    /// Sum / count; missing over no transactions.
+    /// Sum / count; missing over no events.
     Mean,
+    /// The smallest value; missing over no events.
+    Min,
+    /// The largest value; missing over no events.
+    Max,
+    /// The sample's standard deviation, `sqrt(sum((x - mean)^2) / (count - 1))`; missing over fewer than two events.
+    Std,
+    /// Number of different values among the events kept one by one.
+    Distinct,
+    /// The value of the newest event before this one; missing if there is none.
+    Last,
+    /// Seconds since the newest event before this one; missing if there is none.
+    TimeSinceLast,
+    /// Seconds since the oldest event in the window before this one; with a value, the oldest of this event's value; missing if there is none.
+    FirstSeen,
+    /// The share of the earlier values below this event's, equal ones counted half: 0 to 1; missing if there is none.
+    Rank,
+    /// Number of events in the last unbroken run of matches; 0 if nothing matched.
+    RunLength,
+    /// Seconds since the last match; missing if nothing matched.
+    TimeSinceMatch,
+    /// Seconds since the first match of the last unbroken run; missing if nothing matched.
+    TimeSinceRunStart,
+    /// Number of events since the last match; missing if nothing matched.
+    OthersSinceMatch,
     /// Number of transactions known to be fraud.
     FraudCount,
     /// Fraud count / count; missing over no transactions.
     FraudRate,
+}
+
+/// What an aggregate can be made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Takes {
+    Nothing,
+    /// Numbers; the amount if no value is given.
+    Numbers,
+    /// Numbers or ids, which must be given.
+    Anything,
+    /// Numbers or ids, or nothing.
+    AnythingOrNothing,
+    Matches,
 }
 
 impl Aggregate {
@@ -110,8 +174,35 @@ impl Aggregate {
         matches!(self, Aggregate::FraudCount | Aggregate::FraudRate)
     }
 
+    /// Whether it can be missing.
     pub(crate) fn is_nullable(self) -> bool {
-        matches!(self, Aggregate::Mean | Aggregate::FraudRate)
+        !matches!(
+            self,
+            Aggregate::Count | Aggregate::Sum | Aggregate::Distinct | Aggregate::RunLength | Aggregate::FraudCount
+        )
+    }
+
+    /// Whether it looks at the events before this one only.
+    pub(crate) fn is_of_earlier_events(self) -> bool {
+        matches!(self, Aggregate::Last | Aggregate::TimeSinceLast | Aggregate::FirstSeen | Aggregate::Rank)
+    }
+
+    pub(crate) fn takes(self) -> Takes {
+        match self {
+            Aggregate::Count | Aggregate::TimeSinceLast | Aggregate::FraudCount | Aggregate::FraudRate => {
+                Takes::Nothing
+            }
+            Aggregate::Sum | Aggregate::Mean | Aggregate::Min | Aggregate::Max | Aggregate::Std | Aggregate::Last => {
+                Takes::Numbers
+            }
+            Aggregate::Rank => Takes::Numbers,
+            Aggregate::Distinct => Takes::Anything,
+            Aggregate::FirstSeen => Takes::AnythingOrNothing,
+            Aggregate::RunLength
+            | Aggregate::TimeSinceMatch
+            | Aggregate::TimeSinceRunStart
+            | Aggregate::OthersSinceMatch => Takes::Matches,
+        }
     }
 }
 
@@ -119,25 +210,24 @@ impl fmt::Display for Aggregate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Aggregate::Count => "count",
-            Aggregate::Sum => "sum(amount)",
-            Aggregate::Mean => "mean(amount)",
+            Aggregate::Sum => "sum",
+            Aggregate::Mean => "mean",
+            Aggregate::Min => "min",
+            Aggregate::Max => "max",
+            Aggregate::Std => "std",
+            Aggregate::Distinct => "distinct",
+            Aggregate::Last => "last",
+            Aggregate::TimeSinceLast => "time_since_last",
+            Aggregate::FirstSeen => "first_seen",
+            Aggregate::Rank => "rank",
+            Aggregate::RunLength => "run_length",
+            Aggregate::TimeSinceMatch => "time_since_match",
+            Aggregate::TimeSinceRunStart => "time_since_run_start",
+            Aggregate::OthersSinceMatch => "others_since_match",
             Aggregate::FraudCount => "fraud_count",
             Aggregate::FraudRate => "fraud_rate",
         })
     }
-}
-
-/// A function of features declared above it.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Derived {
-    pub(crate) name: Spanned<String>,
-    /// First / second; missing if either is, or the second is 0.
-    pub(crate) ratio: Option<(Spanned<String>, Spanned<String>)>,
-    /// First - second.
-    pub(crate) difference: Option<(Spanned<String>, Spanned<String>)>,
-    /// ln(1 + x); missing for x <= -1.
-    pub(crate) log1p: Option<Spanned<String>>,
 }
 
 /// A length of time, written as a whole number and a unit: `500ms`, `30s`, `15m`, `12h`, `7d`.

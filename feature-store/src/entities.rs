@@ -1,7 +1,7 @@
 //! The states that the owner of a partition keeps in memory.
 
 use hashbrown::HashMap;
-use schemas::{CodecError, EventTime, Id};
+use schemas::{CodecError, Id};
 
 use crate::store::{StateWrite, StoredState};
 use crate::window::WindowState;
@@ -79,15 +79,15 @@ impl EntityTable {
         Some(result)
     }
 
-    /// The states that changed since the last call, encoded, without what happened at `through`
-    /// or before. They stay in memory until [`EntityTable::written`].
-    pub fn changed(&mut self, through: impl Fn(&WindowState) -> EventTime) -> Vec<StateWrite> {
+    /// The states that changed since the last call, encoded, once `evict` has taken out what is needed no
+    /// more. They stay in memory until [`EntityTable::written`].
+    pub fn changed(&mut self, evict: impl Fn(&mut WindowState)) -> Vec<StateWrite> {
         let mut writes = Vec::with_capacity(self.changed.len());
         for key in self.changed.drain(..) {
             let slot = self.slots.get_mut(&key).expect("a changed state stays in memory");
             slot.listed = false;
             let before = slot.state.bytes();
-            slot.state.evict(through(&slot.state));
+            evict(&mut slot.state);
             self.bytes = self.bytes + slot.state.bytes() - before;
             let mut bytes = Vec::with_capacity(16 + 6 * slot.state.len());
             slot.state.encode(&mut bytes);
@@ -161,17 +161,26 @@ fn slot_bytes(key: &Id, state: &WindowState) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use schemas::Amount;
+    use schemas::{Amount, EventTime, Transaction};
 
     use super::*;
+    use crate::{Entity, FeatureSet, Scratch};
 
     fn touch(table: &mut EntityTable, key: &str, offset: u64) -> bool {
         let key = Id::from(key);
         if table.get(&key).is_none() {
             table.load(key.clone(), None).expect("nothing to decode");
         }
-        let time = EventTime::from_millis(offset as i64);
-        table.update(&key, offset, |state| state.insert(time, Amount::from_cents(1))).is_some()
+        let transaction = Transaction {
+            transaction_id: Id::from(""),
+            event_time: EventTime::from_millis(offset as i64),
+            card_id: key.clone(),
+            terminal_id: Id::from(""),
+            amount: Amount::from_cents(1),
+        };
+        let features = FeatureSet::bundled();
+        let view = features.view_of(Entity::CardId).expect("the bundled definitions have one");
+        table.update(&key, offset, |state| view.apply(&transaction, state, &mut Scratch::default())).is_some()
     }
 
     #[test]
@@ -194,7 +203,7 @@ mod tests {
         table.begin_batch(0);
         assert_eq!(table.len(), 3, "nothing was written yet");
 
-        let writes = table.changed(|_| EventTime::MIN);
+        let writes = table.changed(|_| ());
         assert_eq!(writes.len(), 3);
         touch(&mut table, "b", 10);
         table.written(&writes);
@@ -203,7 +212,7 @@ mod tests {
         assert!(table.get(&Id::from("a")).is_none(), "the longest unused goes");
         table.begin_batch(0);
         assert_eq!(table.len(), 1, "b changed after it was handed out");
-        assert_eq!(table.changed(|_| EventTime::MIN).len(), 1);
+        assert_eq!(table.changed(|_| ()).len(), 1);
     }
 
     #[test]
@@ -212,7 +221,7 @@ mod tests {
         for offset in 0..1000 {
             touch(&mut table, if offset % 3 == 0 { "a" } else { "an id too long to be held inline" }, offset);
         }
-        let writes = table.changed(|state| state.newest().expect("not empty"));
+        let writes = table.changed(|_| ());
         table.written(&writes);
         table.begin_batch(0);
         assert_eq!((table.len(), table.bytes()), (0, 0));

@@ -1,15 +1,14 @@
 //! Definitions compiled to what the hot path runs: slots, windows, and the vector's layout.
 
-use std::collections::HashMap;
-use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
-use schemas::{EventTime, FeatureLayout, FeatureSpec, Id, Transaction};
-use serde_saphyr::Spanned;
+use schemas::{EventTime, FeatureLayout, Id, Transaction};
 
-use crate::definitions::{Aggregate, Definitions, Derived, Entity, RequestValue, Span, ViewDefinition, Windows};
-use crate::window::WindowState;
+use crate::compile;
+use crate::definitions::{Aggregate, Entity};
+use crate::expression::{Field, Formula, IdField, Source};
+use crate::window::{Sample, Series, SeriesSpec, Window, WindowState};
 
 const DEFAULT_DEFINITIONS: &str = include_str!("../definitions/handbook.yaml");
 
@@ -17,59 +16,104 @@ const DEFAULT_DEFINITIONS: &str = include_str!("../definitions/handbook.yaml");
 #[derive(Debug, thiserror::Error)]
 #[error("{file}{place}: {message}")]
 pub struct DefinitionError {
-    file: String,
-    place: String,
-    message: String,
+    pub(crate) file: String,
+    pub(crate) place: String,
+    pub(crate) message: String,
 }
 
 /// All features of one definition file. A value is an `f64`; missing is `NaN`.
 ///
-/// Streaming and backfill both compute a vector through [`FeatureSet::request`],
-/// [`View::evaluate`] and [`FeatureSet::assemble`], in this order.
+/// Streaming and backfill both compute a vector through [`FeatureSet::join`] and [`FeatureSet::assemble`].
 #[derive(Debug)]
 pub struct FeatureSet {
-    names: Vec<String>,
-    requests: Vec<RequestValue>,
-    views: Vec<View>,
-    derived: Vec<(usize, Operation)>,
-    allowed_lateness: Duration,
-    layout: FeatureLayout,
+    pub(crate) names: Vec<String>,
+    pub(crate) views: Vec<View>,
+    /// What an event is joined by, in this order.
+    pub(crate) join: Vec<Step>,
+    /// What is left to compute then.
+    pub(crate) assemble: Vec<(usize, Formula)>,
+    pub(crate) allowed_lateness: Duration,
+    pub(crate) layout: FeatureLayout,
+}
+
+/// One of the things to be done for an event.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// A feature of fields and of features that are there.
+    Compute(usize, Formula),
+    /// The event goes into this series of the view that the reader owns.
+    Insert(usize),
+    /// Features are read off this series of it.
+    Read(usize),
+    /// Features are read off this view, which others keep.
+    Shared(usize),
 }
 
 /// Windows over the events of one entity, and where their values go.
 #[derive(Debug)]
 pub struct View {
-    name: Id,
-    entity: Entity,
-    staleness: Duration,
-    /// Distinct ranges of event time that features are computed over.
-    ranges: Vec<Range>,
-    features: Vec<WindowFeature>,
+    pub(crate) name: Id,
+    pub(crate) key: Id,
+    pub(crate) entity: Entity,
+    pub(crate) staleness: Duration,
+    pub(crate) series: Vec<SeriesPlan>,
+    pub(crate) specs: Vec<SeriesSpec>,
+    /// What brings an event into a state, without reading more than that takes.
+    pub(crate) apply: Vec<Step>,
     /// How long before the newest event one may still be needed.
-    keep: Duration,
+    pub(crate) keep: Duration,
+    /// Number of values of an event, those of other views included.
+    pub(crate) width: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Range {
-    offset: Duration,
-    over: Duration,
-    include_current: bool,
-    with_labels: bool,
+/// A series, what goes into it, and what is read off it.
+#[derive(Debug)]
+pub(crate) struct SeriesPlan {
+    pub(crate) filter: Option<Formula>,
+    pub(crate) value: Value,
+    pub(crate) matches: Option<Formula>,
+    pub(crate) ranges: Vec<RangePlan>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Value {
+    None,
+    Number(Formula),
+    Id(IdField),
+}
+
+/// A range of event time that features are computed over.
+#[derive(Debug)]
+pub(crate) struct RangePlan {
+    pub(crate) offset: Duration,
+    pub(crate) over: Duration,
+    pub(crate) include_current: bool,
+    pub(crate) features: Vec<WindowFeature>,
 }
 
 #[derive(Debug)]
-struct WindowFeature {
-    slot: usize,
-    range: usize,
-    aggregate: Aggregate,
-    empty: f64,
+pub(crate) struct WindowFeature {
+    pub(crate) slot: usize,
+    pub(crate) aggregate: Aggregate,
+    /// Of the values, not just of the events: the series may have values that this feature doesn't ask for.
+    pub(crate) of_values: bool,
+    /// Instead of a missing value.
+    pub(crate) empty: f64,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Operation {
-    Ratio(usize, usize),
-    Difference(usize, usize),
-    Log1p(usize),
+/// Where the event that is joined stands in the series it went into; memory that is used again for the next one.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    current: Vec<Current>,
+    values: Vec<f64>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Current {
+    /// Its value in the series, whether it passed the filter or not.
+    value: Option<i64>,
+    /// It is the newest of the events up to its time that are kept one by one.
+    kept: bool,
 }
 
 impl FeatureSet {
@@ -91,13 +135,7 @@ impl FeatureSet {
 
     /// Compiles the text of a definition file; `file` names it in errors.
     pub fn parse(text: &str, file: &str) -> Result<FeatureSet, DefinitionError> {
-        let definitions: Definitions = serde_saphyr::from_str(text).map_err(|error| DefinitionError {
-            file: file.to_owned(),
-            place: error.location().map(|at| format!(":{}:{}", at.line(), at.column())).unwrap_or_default(),
-            message: error.without_snippet().to_string(),
-        })?;
-        Compiler { file, slots: HashMap::new(), names: Vec::new(), specs: Vec::new(), signed: Vec::new() }
-            .compile(definitions)
+        compile::compile(text, file)
     }
 
     pub fn layout(&self) -> &FeatureLayout {
@@ -117,6 +155,11 @@ impl FeatureSet {
         self.views.iter().find(|view| view.entity == entity)
     }
 
+    /// The views that others keep, with their places in [`FeatureSet::views`].
+    pub fn shared_views(&self) -> impl Iterator<Item = (usize, &View)> {
+        self.views.iter().enumerate().filter(|(_, view)| view.entity != Entity::CardId)
+    }
+
     pub fn allowed_lateness(&self) -> Duration {
         self.allowed_lateness
     }
@@ -126,30 +169,39 @@ impl FeatureSet {
         self.names.len()
     }
 
-    /// Fills in the request features.
+    /// Brings an event into the state of its card, `own`, and fills in the features that are read off states.
+    /// `shared` holds the states of the other views, by their place in [`FeatureSet::views`]; no state means no events.
     #[inline]
-    pub fn request(&self, transaction: &Transaction, values: &mut [f64]) {
-        for (slot, request) in self.requests.iter().enumerate() {
-            let time = transaction.event_time;
-            values[slot] = match request {
-                RequestValue::Amount => transaction.amount.as_f64(),
-                RequestValue::Weekend => f64::from(u8::from(time.weekday() >= 5)),
-                RequestValue::Night => f64::from(u8::from(time.hour() <= 6)),
-            };
+    pub fn join(
+        &self,
+        transaction: &Transaction,
+        mut own: Option<&mut WindowState>,
+        shared: &[Option<&WindowState>],
+        scratch: &mut Scratch,
+        values: &mut [f64],
+    ) {
+        let view = self.view_of(Entity::CardId);
+        for step in &self.join {
+            match step {
+                Step::Shared(index) => {
+                    self.views[*index].evaluate(shared.get(*index).copied().flatten(), transaction.event_time, values);
+                }
+                step => {
+                    if let (Some(view), Some(state)) = (view, own.as_deref_mut()) {
+                        view.step(step, transaction, state, &mut scratch.current, values);
+                    } else if let Step::Compute(slot, formula) = step {
+                        values[*slot] = formula.value(transaction, values);
+                    }
+                }
+            }
         }
     }
 
-    /// Fills in the derived features, once all others are there, and appends the vector to `out`
-    /// in the layout's order.
+    /// Fills in the features that are left, once an event is joined, and appends the vector to `out` in the layout's order.
     #[inline]
-    pub fn assemble(&self, values: &mut [f64], out: &mut Vec<f32>) {
-        for &(slot, operation) in &self.derived {
-            let value = match operation {
-                Operation::Ratio(a, b) => values[a] / values[b],
-                Operation::Difference(a, b) => values[a] - values[b],
-                Operation::Log1p(a) => values[a].ln_1p(),
-            };
-            values[slot] = if value.is_finite() { value } else { f64::NAN };
+    pub fn assemble(&self, transaction: &Transaction, values: &mut [f64], out: &mut Vec<f32>) {
+        for (slot, formula) in &self.assemble {
+            values[*slot] = formula.value(transaction, values);
         }
         // Every slot is a column, in order.
         out.extend(values.iter().map(|&value| value as f32));
@@ -159,6 +211,12 @@ impl FeatureSet {
 impl View {
     pub fn name(&self) -> &Id {
         &self.name
+    }
+
+    /// What its states stand under in a store: the name, and a hash of what they hold. After a change of the definitions that the
+    /// states don't fit, none are found, and they are built from the log again.
+    pub fn key(&self) -> &Id {
+        &self.key
     }
 
     pub fn entity(&self) -> Entity {
@@ -179,316 +237,153 @@ impl View {
 
     /// Slots of the view's values.
     pub fn slots(&self) -> impl Iterator<Item = usize> + '_ {
-        self.features.iter().map(|feature| feature.slot)
+        let ranges = self.series.iter().flat_map(|series| &series.ranges);
+        ranges.flat_map(|range| range.features.iter().map(|feature| feature.slot))
     }
 
-    /// Fills in the view's values as of `at`, from the events with times up to it.
-    ///
-    /// `current` is the position that [`WindowState::insert`] gave the event that is scored; it
-    /// bounds what is seen: of the events at the same time, those before it in the log. `None`:
-    /// a look from outside, which sees them all. No state means no events.
-    pub fn evaluate(&self, state: Option<&WindowState>, at: EventTime, current: Option<usize>, values: &mut [f64]) {
-        // Definitions have a handful of ranges; more than 32 distinct ones are refused.
-        let mut sums = [(0u64, 0i64, 0u64); Compiler::RANGES_MAX];
-        if let Some(state) = state {
-            for (sum, range) in sums.iter_mut().zip(&self.ranges) {
-                let end = at - range.offset;
-                let from = end - range.over;
-                let last = if range.offset.is_zero() { current } else { None };
-                let (mut count, mut total) = state.sum(from, end, last);
-                if !range.include_current
-                    && let Some(position) = last
-                {
-                    count -= 1;
-                    total -= state.amount_at(position);
-                }
-                let frauds = if range.with_labels { state.frauds(from, end, at - self.staleness) } else { 0 };
-                *sum = (count, total, frauds);
-            }
-        }
-        for feature in &self.features {
-            let (count, total, frauds) = sums[feature.range];
-            let value = match feature.aggregate {
-                Aggregate::Count => count as f64,
-                Aggregate::Sum => total as f64 / SCALE,
-                Aggregate::Mean => total as f64 / (count as f64 * SCALE),
-                Aggregate::FraudCount => frauds as f64,
-                Aggregate::FraudRate => frauds as f64 / count as f64,
-            };
-            values[feature.slot] = if count == 0 && feature.aggregate.is_nullable() { feature.empty } else { value };
+    /// Brings an event into a state, and no more: what a replay does.
+    pub fn apply(&self, transaction: &Transaction, state: &mut WindowState, scratch: &mut Scratch) {
+        let Scratch { current, values } = scratch;
+        values.resize(self.width, f64::NAN);
+        for step in &self.apply {
+            self.step(step, transaction, state, current, values);
         }
     }
+
+    /// Forgets what happened at `through` or before.
+    pub fn evict(&self, state: &mut WindowState, through: EventTime) {
+        state.evict(&self.specs, through);
+    }
+
+    #[inline]
+    fn step(
+        &self,
+        step: &Step,
+        transaction: &Transaction,
+        state: &mut WindowState,
+        current: &mut Vec<Current>,
+        values: &mut [f64],
+    ) {
+        match step {
+            Step::Compute(slot, formula) => values[*slot] = formula.value(transaction, values),
+            Step::Insert(index) => {
+                current.resize(self.series.len(), Current::default());
+                current[*index] = self.insert(*index, transaction, state, values);
+            }
+            Step::Read(index) => {
+                let current = current.get(*index).copied().unwrap_or_default();
+                self.read(*index, Some(state), transaction.event_time, current, values);
+            }
+            Step::Shared(_) => {}
+        }
+    }
+
+    #[inline]
+    fn insert(&self, index: usize, transaction: &Transaction, state: &mut WindowState, values: &[f64]) -> Current {
+        let plan = &self.series[index];
+        let value = match &plan.value {
+            Value::None => Some(0),
+            Value::Number(Formula::Name(Source::Field(Field::Amount))) => Some(transaction.amount.units()),
+            Value::Number(formula) => units(formula.value(transaction, values)),
+            Value::Id(field) => Some(field.code(transaction)),
+        };
+        let passes = plan.filter.as_ref().is_none_or(|filter| filter.holds(transaction, values));
+        let kept = match value {
+            Some(value) if passes => {
+                let matches = plan.matches.as_ref().is_some_and(|matches| matches.holds(transaction, values));
+                state.insert(&self.specs, index, transaction.event_time, Sample { value, matches })
+            }
+            _ => false,
+        };
+        Current { value, kept }
+    }
+
+    /// Fills in the view's values as of `at`, from the events with times up to it: a look from outside, by which no event is scored. No
+    /// state means no events.
+    pub fn evaluate(&self, state: Option<&WindowState>, at: EventTime, values: &mut [f64]) {
+        for index in 0..self.series.len() {
+            self.read(index, state, at, Current::default(), values);
+        }
+    }
+
+    #[inline]
+    fn read(&self, index: usize, state: Option<&WindowState>, at: EventTime, current: Current, values: &mut [f64]) {
+        let (plan, spec) = (&self.series[index], &self.specs[index]);
+        let empty = Series::default();
+        let series = state.and_then(|state| state.series(&self.specs, index)).unwrap_or(&empty);
+        for range in &plan.ranges {
+            let end = at - range.offset;
+            let from = end - range.over;
+            let without_current = current.kept && !range.include_current && range.offset.is_zero();
+            let window = series.window(spec.tile, from, end, without_current);
+            for feature in &range.features {
+                let value = match feature.aggregate {
+                    Aggregate::FraudCount => self.frauds(spec, state, from, end, at) as f64,
+                    Aggregate::FraudRate => {
+                        self.frauds(spec, state, from, end, at) as f64 / series.count(&window) as f64
+                    }
+                    _ => aggregated(feature, series, &window, at, current.value),
+                };
+                values[feature.slot] = if value.is_finite() { value } else { feature.empty };
+            }
+        }
+    }
+
+    fn frauds(
+        &self,
+        spec: &SeriesSpec,
+        state: Option<&WindowState>,
+        from: EventTime,
+        end: EventTime,
+        at: EventTime,
+    ) -> u64 {
+        // With the transactions in tiles, frauds are counted over the same ones.
+        let bound = |time| if spec.exact == 0 { spec.begin_of_tile(time) - Duration::from_millis(1) } else { time };
+        state.map_or(0, |state| state.frauds(bound(from), bound(end), at - self.staleness))
+    }
+}
+
+/// The value of an aggregate; `NaN` where there is none.
+fn aggregated(feature: &WindowFeature, series: &Series, window: &Window, at: EventTime, current: Option<i64>) -> f64 {
+    let since = |time: EventTime| (at.as_millis() - time.as_millis()) as f64 / 1000.0;
+    let missing = f64::NAN;
+    match feature.aggregate {
+        Aggregate::Count => series.count(window) as f64,
+        Aggregate::Sum => series.total(window) as f64 / SCALE,
+        Aggregate::Mean => series.total(window) as f64 / (series.count(window) as f64 * SCALE),
+        Aggregate::Min => series.extremes(window).map_or(missing, |(least, _)| least as f64 / SCALE),
+        Aggregate::Max => series.extremes(window).map_or(missing, |(_, most)| most as f64 / SCALE),
+        Aggregate::Std => deviation(series.count(window), series.total(window), series.squares(window)),
+        Aggregate::Distinct => series.distinct(window) as f64,
+        Aggregate::Last => series.last(window).map_or(missing, |(_, value)| value as f64 / SCALE),
+        Aggregate::TimeSinceLast => series.last(window).map_or(missing, |(time, _)| since(time)),
+        Aggregate::FirstSeen if feature.of_values => {
+            current.and_then(|value| series.first_of(window, value)).map_or(missing, since)
+        }
+        Aggregate::FirstSeen => series.first(window).map_or(missing, since),
+        Aggregate::Rank => current.and_then(|value| series.rank(window, value)).unwrap_or(missing),
+        Aggregate::RunLength => series.run(window).map_or(0.0, |run| run.len() as f64),
+        Aggregate::TimeSinceMatch => series.run(window).map_or(missing, |run| since(series.time_at(run.end - 1))),
+        Aggregate::TimeSinceRunStart => series.run(window).map_or(missing, |run| since(series.time_at(run.start))),
+        Aggregate::OthersSinceMatch => series.run(window).map_or(missing, |run| series.behind(window, run.end) as f64),
+        Aggregate::FraudCount | Aggregate::FraudRate => missing,
+    }
+}
+
+/// The sample's standard deviation, from exact sums: `sqrt((n Σx² - (Σx)²) / (n (n - 1)))`.
+fn deviation(count: u64, total: i64, squares: i128) -> f64 {
+    if count < 2 {
+        return f64::NAN;
+    }
+    let (n, total) = (i128::from(count), i128::from(total));
+    let exact = n.checked_mul(squares).and_then(|product| product.checked_sub(total * total));
+    let scaled = exact.map_or(n as f64 * squares as f64 - total as f64 * total as f64, |exact| exact as f64);
+    (scaled.max(0.0) / (n as f64 * (n - 1) as f64)).sqrt() / SCALE
 }
 
 const SCALE: f64 = schemas::Amount::SCALE as f64;
 
-/// A feature's place: the index of its value in a row.
-struct Compiler<'a> {
-    file: &'a str,
-    slots: HashMap<String, usize>,
-    names: Vec<String>,
-    specs: Vec<FeatureSpec>,
-    /// Slots of values that can be negative; a logarithm of those can be missing.
-    signed: Vec<usize>,
-}
-
-impl Compiler<'_> {
-    const VERSION: u32 = 1;
-    const RANGES_MAX: usize = 32;
-
-    fn compile(mut self, definitions: Definitions) -> Result<FeatureSet, DefinitionError> {
-        if definitions.version.value != Compiler::VERSION {
-            return Err(self.error(&definitions.version, "this version of fraudline reads definitions of `version: 1`"));
-        }
-        let lateness = definitions.allowed_lateness;
-        let mut requests = Vec::new();
-        for request in &definitions.request {
-            self.declare(
-                &request.name,
-                request.name.value.clone(),
-                format!("{:?}", request.value).to_lowercase(),
-                false,
-            )?;
-            requests.push(request.value);
-        }
-        let mut views: Vec<View> = Vec::new();
-        for definition in &definitions.views {
-            if views.iter().any(|view| view.entity == definition.entity || view.name == definition.name.value) {
-                let message = format!(
-                    "there is a view of this name or of entity {} already; put its windows there",
-                    definition.entity
-                );
-                return Err(self.error(&definition.name, message));
-            }
-            views.push(self.view(definition, lateness)?);
-        }
-        let mut derived = Vec::new();
-        for definition in &definitions.derived {
-            derived.push(self.derived(definition)?);
-        }
-        if self.names.is_empty() {
-            return Err(self.error(&definitions.version, "no feature is declared"));
-        }
-        Ok(FeatureSet {
-            names: self.names,
-            requests,
-            views,
-            derived,
-            allowed_lateness: lateness.0,
-            layout: FeatureLayout::new(self.specs),
-        })
-    }
-
-    fn view(&mut self, definition: &ViewDefinition, lateness: Span) -> Result<View, DefinitionError> {
-        let name = &definition.name;
-        let owned = definition.entity == Entity::CardId;
-        let staleness = match (owned, definition.staleness) {
-            (true, None) => Span::default(),
-            (true, Some(_)) => {
-                return Err(self.error(
-                    name,
-                    "the view of card_id is kept by the scorer itself and never stale; leave `staleness` out",
-                ));
-            }
-            (false, Some(staleness)) => staleness,
-            (false, None) => {
-                return Err(self.error(name, format!("the events of a {} are spread over the partitions; say how stale the view may be, as in `staleness: 3d`", definition.entity)));
-            }
-        };
-        let mut view = View {
-            name: Id::from(name.value.as_str()),
-            entity: definition.entity,
-            staleness: staleness.0,
-            ranges: Vec::new(),
-            features: Vec::new(),
-            keep: Duration::ZERO,
-        };
-        for windows in &definition.windows {
-            self.windows(&mut view, windows, staleness, lateness)?;
-        }
-        view.keep += lateness.0;
-        Ok(view)
-    }
-
-    fn windows(
-        &mut self,
-        view: &mut View,
-        windows: &Windows,
-        staleness: Span,
-        lateness: Span,
-    ) -> Result<(), DefinitionError> {
-        let at = &windows.name;
-        let owned = view.entity == Entity::CardId;
-        // An event as late as allowed may still come for the very millisecond that far back.
-        if !owned && windows.offset.0 <= staleness.0 + lateness.0 {
-            return Err(self.error(
-                at,
-                format!(
-                    "the window ends {} ago, but the view may be {staleness} stale and events {lateness} late: its values are exact with an `offset` of more than {}",
-                    windows.offset,
-                    Span(staleness.0 + lateness.0),
-                ),
-            ));
-        }
-        if owned && windows.aggregate.needs_labels() {
-            return Err(self.error(at, "labels are joined by terminal; declare this under the view of terminal_id"));
-        }
-        if !windows.include_current && !windows.offset.0.is_zero() {
-            return Err(
-                self.error(at, "a window with an offset never holds the current event; leave `include_current` out")
-            );
-        }
-        if windows.empty.is_some() && !windows.aggregate.is_nullable() {
-            return Err(self.error(at, format!("a {} over no events is 0; leave `empty` out", windows.aggregate)));
-        }
-        if windows.empty.is_some_and(|value| !value.is_finite()) {
-            return Err(self.error(at, "`empty` is a finite number; leave it out for a missing value"));
-        }
-        if windows.over.is_empty() {
-            return Err(self.error(at, "name at least one window, as in `over: [1d, 7d]`"));
-        }
-        for &over in &windows.over {
-            if over.0.is_zero() {
-                return Err(self.error(at, "a window is longer than 0"));
-            }
-            let name = self.window_name(at, over, windows.over.len() > 1)?;
-            let mut definition = format!("{} by {}, {over}, offset {}", windows.aggregate, view.entity, windows.offset);
-            if !windows.include_current {
-                definition += ", before current";
-            }
-            if let Some(empty) = windows.empty {
-                definition += &format!(", empty {empty}");
-            }
-            if windows.aggregate.needs_labels() {
-                definition += &format!(", labels known {staleness}");
-            }
-            let nullable = windows.aggregate.is_nullable() && windows.empty.is_none();
-            let slot = self.declare(at, name, definition, nullable)?;
-            if windows.empty.is_some_and(f64::is_sign_negative) {
-                self.signed.push(slot);
-            }
-            let mut range = Range {
-                offset: windows.offset.0,
-                over: over.0,
-                include_current: windows.include_current,
-                with_labels: windows.aggregate.needs_labels(),
-            };
-            let same = |known: &Range| Range { with_labels: range.with_labels, ..*known } == range;
-            let index = match view.ranges.iter().position(same) {
-                Some(index) => {
-                    range.with_labels |= view.ranges[index].with_labels;
-                    view.ranges[index] = range;
-                    index
-                }
-                None => {
-                    view.ranges.push(range);
-                    view.ranges.len() - 1
-                }
-            };
-            if view.ranges.len() > Compiler::RANGES_MAX {
-                return Err(self.error(at, format!("a view has at most {} distinct windows", Compiler::RANGES_MAX)));
-            }
-            view.features.push(WindowFeature {
-                slot,
-                range: index,
-                aggregate: windows.aggregate,
-                empty: windows.empty.unwrap_or(f64::NAN),
-            });
-            view.keep = view.keep.max(windows.offset.0 + over.0);
-        }
-        Ok(())
-    }
-
-    fn window_name(&self, name: &Spanned<String>, over: Span, several: bool) -> Result<String, DefinitionError> {
-        let seconds = over.0.as_secs();
-        let mut text = name.value.clone();
-        for (placeholder, unit) in [("{days}", 86_400), ("{hours}", 3600)] {
-            if text.contains(placeholder) {
-                if !seconds.is_multiple_of(unit) || over.0.subsec_millis() != 0 {
-                    return Err(self.error(name, format!("the window {over} is no whole number for `{placeholder}`")));
-                }
-                text = text.replace(placeholder, &(seconds / unit).to_string());
-            }
-        }
-        if several && text == name.value {
-            return Err(
-                self.error(name, "several windows need different names: put `{days}` or `{hours}` into this one")
-            );
-        }
-        Ok(text)
-    }
-
-    fn derived(&mut self, definition: &Derived) -> Result<(usize, Operation), DefinitionError> {
-        let name = &definition.name;
-        let (operation, text, nullable) = match (&definition.ratio, &definition.difference, &definition.log1p) {
-            (Some((a, b)), None, None) => {
-                (Operation::Ratio(self.slot(a)?, self.slot(b)?), format!("{} / {}", a.value, b.value), true)
-            }
-            (None, Some((a, b)), None) => {
-                let (a_slot, b_slot) = (self.slot(a)?, self.slot(b)?);
-                let nullable = self.specs[a_slot].nullable || self.specs[b_slot].nullable;
-                (Operation::Difference(a_slot, b_slot), format!("{} - {}", a.value, b.value), nullable)
-            }
-            (None, None, Some(a)) => {
-                let slot = self.slot(a)?;
-                let nullable = self.specs[slot].nullable || self.signed.contains(&slot);
-                (Operation::Log1p(slot), format!("log1p({})", a.value), nullable)
-            }
-            _ => return Err(self.error(name, "a derived feature has exactly one of `ratio`, `difference` and `log1p`")),
-        };
-        let slot = self.declare(name, name.value.clone(), text, nullable)?;
-        self.signed.push(slot);
-        Ok((slot, operation))
-    }
-
-    fn slot(&self, name: &Spanned<String>) -> Result<usize, DefinitionError> {
-        self.slots.get(&name.value).copied().ok_or_else(|| {
-            let nearest = self.names.iter().min_by_key(|known| edit_distance(known, &name.value));
-            let hint = nearest.map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
-            self.error(name, format!("no feature `{}` is declared above{hint}", name.value))
-        })
-    }
-
-    fn declare(
-        &mut self,
-        at: &Spanned<String>,
-        name: String,
-        definition: String,
-        nullable: bool,
-    ) -> Result<usize, DefinitionError> {
-        if name.is_empty() || name.contains([':', '{', '}']) || name.contains(char::is_whitespace) {
-            return Err(self.error(at, format!("`{name}` is no name for a feature: no spaces, colons or braces")));
-        }
-        let slot = self.names.len();
-        if self.slots.insert(name.clone(), slot).is_some() {
-            return Err(self.error(at, format!("there are two features `{name}`")));
-        }
-        self.names.push(name.clone());
-        self.specs.push(FeatureSpec { name, definition, nullable });
-        Ok(slot)
-    }
-
-    fn error<T>(&self, at: &Spanned<T>, message: impl fmt::Display) -> DefinitionError {
-        DefinitionError {
-            file: self.file.to_owned(),
-            place: format!(":{}:{}", at.referenced.line(), at.referenced.column()),
-            message: message.to_string(),
-        }
-    }
-}
-
-/// Levenshtein's distance, to guess what a misspelt name was meant to be.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &to) in b.iter().enumerate() {
-            let substitute = diagonal + usize::from(from != to);
-            diagonal = row[j + 1];
-            row[j + 1] = substitute.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
+/// A value as it stands in a state, in ten-thousandths; `None` if it is missing.
+fn units(value: f64) -> Option<i64> {
+    (!value.is_nan()).then(|| (value * SCALE).round() as i64)
 }

@@ -1,8 +1,10 @@
 //! Feature definitions, windows and the state they are computed from, and the online stores.
 
 mod backfill;
+mod compile;
 mod definitions;
 mod entities;
+mod expression;
 mod features;
 pub mod metrics;
 pub mod store;
@@ -12,7 +14,7 @@ mod window;
 pub use backfill::Backfill;
 pub use definitions::Entity;
 pub use entities::EntityTable;
-pub use features::{DefinitionError, FeatureSet, View};
+pub use features::{DefinitionError, FeatureSet, Scratch, View};
 pub use store::{
     Checkpoint, CqlConsistency, CqlOptions, CqlReplication, CqlStore, EmbeddedStore, Migration, OnlineStore,
     PartitionCheckpoint, Read, RedisMode, RedisOptions, RedisStore, RemoteOptions, RemoteStore, Retry, StateWrite,

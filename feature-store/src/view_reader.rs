@@ -57,7 +57,7 @@ impl ViewReader {
             })
             .build();
         ViewReader {
-            view: view.name().clone(),
+            view: view.key().clone(),
             store,
             cache,
             watermarks: vec![EventTime::MIN; partitions as usize],

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use feature_store::FeatureSet;
+use schemas::{Amount, EventTime, Transaction};
 
 /// Parses a text with `§` before the place that the error has to name, and checks that it names
 /// file, line and column, and says all of `says`.
@@ -57,7 +58,10 @@ fn a_file_of_the_wrong_shape_is_refused() {
         ("§version: 2\nallowed_lateness: 1d\n".replace("§version: ", "version: §").as_str(), &["`version: 1`"]),
         ("version: 1\nallowed_lateness: 1d\n§requests:\n  - { name: A, value: amount }\n", &["requests", "request"]),
         ("version: 1\nallowed_lateness: 1d\nrequest:\n  - { name: A, §kind: amount }\n", &["kind", "value"]),
-        ("version: 1\nallowed_lateness: 1d\nrequest:\n  - { name: A, value: §amout }\n", &["amout", "amount", "night"]),
+        (
+            "version: 1\nallowed_lateness: 1d\nrequest:\n  - { name: A, value: §amout }\n",
+            &["`amout`", "did you mean `amount`?"],
+        ),
         ("version: §1\nallowed_lateness: 1d\n", &["no feature is declared"]),
         ("version: 1\nallowed_lateness: §1day\n", &["`1day` is no length of time", "7d"]),
         ("version: 1\nallowed_lateness: §-1d\n", &["`-1d` is no length of time"]),
@@ -94,11 +98,6 @@ fn a_view_that_cannot_be_kept_is_refused() {
 
 #[test]
 fn a_window_that_says_nothing_clear_is_refused() {
-    let ranges = (1..=17).map(|days| format!("{days}d")).collect::<Vec<_>>().join(", ");
-    let many = format!(
-        "{{ name: \"N{{days}}\", aggregate: count, over: [{ranges}] }}\n      \
-         - {{ name: §\"O{{days}}\", aggregate: count, over: [{ranges}], include_current: false }}"
-    );
     assert_refused(&[
         (&card("{ name: N, aggregate: count, over: [1d], §filter: x }"), &["filter", "include_current"]),
         (&card("{ name: N, aggregate: §median, over: [1d] }"), &["median", "fraud_rate"]),
@@ -132,38 +131,130 @@ fn a_window_that_says_nothing_clear_is_refused() {
         (&terminal("{ name: §N, aggregate: fraud_rate, over: [1d], offset: 95h }"), &["ends 95h ago", "4d"]),
         // An event as late as allowed may still come for the last millisecond of this one.
         (&terminal("{ name: §N, aggregate: fraud_rate, over: [1d], offset: 4d }"), &["ends 4d ago", "4d"]),
-        (&card(&many), &["at most 32"]),
     ]);
     for good in ["offset: 345600001ms", "offset: 97h", "offset: 7d"] {
         let text = terminal(&format!("{{ name: N, aggregate: fraud_rate, over: [1d], {good} }}"));
         FeatureSet::parse(&text, "features.yaml").unwrap_or_else(|error| panic!("{error}"));
     }
-    let most = many.replace(", 17d]", "]").replace('§', "");
-    let features = FeatureSet::parse(&card(&most), "features.yaml").expect("32 are taken");
-    assert_eq!(features.width(), 32);
+}
+
+#[test]
+fn an_aggregate_of_what_it_cannot_be_of_is_refused() {
+    assert_refused(&[
+        (
+            &card("{ name: N, aggregate: count, value: §amount, over: [1d] }"),
+            &["a count is of events", "leave `value` out"],
+        ),
+        (
+            &card("{ name: §N, aggregate: distinct, over: [1d] }"),
+            &["a distinct needs a `value`", "`value: terminal_id`"],
+        ),
+        (&card("{ name: N, aggregate: sum, value: §terminal_id, over: [1d] }"), &["`terminal_id` is an id, no number"]),
+        (
+            &card("{ name: N, aggregate: sum, value: §terminal_id + 1, over: [1d] }"),
+            &["`terminal_id` is an id, no number"],
+        ),
+        (&card("{ name: N, aggregate: sum, value: §amuont, over: [1d] }"), &["`amuont`", "did you mean `amount`?"]),
+        (&card("{ name: N, aggregate: sum, value: §amount +, over: [1d] }"), &["expected a feature", "found the end"]),
+        (
+            &card("{ name: N, aggregate: count, where: §'card_id == 7', over: [1d] }"),
+            &["`card_id` is an id", "`card_id == \"x\"`"],
+        ),
+        (&card("{ name: N, aggregate: count, match: §amount > 1, over: [1d] }"), &["a count knows no runs", "`where`"]),
+        (&card("{ name: §N, aggregate: run_length, over: [1d] }"), &["a run_length needs `match`"]),
+        (
+            &card("{ name: §N, aggregate: rank, include_current: false, over: [1d] }"),
+            &["a rank is of the events before this one"],
+        ),
+        (&card("{ name: §N, aggregate: last, include_current: true, over: [1d] }"), &["leave `include_current` out"]),
+        (
+            &terminal("{ name: N, aggregate: fraud_rate, where: §amount > 1, over: [1d], offset: 7d }"),
+            &["a fraud_rate has no `where`"],
+        ),
+        (
+            &terminal("{ name: §N, aggregate: rank, over: [1d], offset: 7d }"),
+            &["a rank compares with the current event"],
+        ),
+        (
+            &terminal("{ name: §N, aggregate: first_seen, value: card_id, over: [1d], offset: 7d }"),
+            &["a first_seen compares with the current event"],
+        ),
+    ]);
+    for good in ["first_seen, over: [1d], offset: 7d", "distinct, value: card_id, over: [1d], offset: 7d"] {
+        let text = terminal(&format!("{{ name: N, aggregate: {good} }}"));
+        FeatureSet::parse(&text, "features.yaml").unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+#[test]
+fn bounds_of_memory_that_say_nothing_clear_are_refused() {
+    let count = "{ name: N, aggregate: count, over: [1d], offset: 7d }";
+    let with = |view: String, keys: &str| view.replace("    windows:", &format!("{keys}    windows:"));
+    let distinct = "{ name: §N, aggregate: distinct, value: terminal_id, over: [1d] }";
+    assert_refused(&[
+        (&with(card(count), "    exact: §some\n"), &["`some` is no number up to 1000000, and not `all`"]),
+        (&with(card(count), "    exact: §-1\n"), &["`-1` is no number"]),
+        (&with(card(count), "    tile: §0s\n"), &["longer than 0"]),
+        (&with(card(count), "    exact: all\n    tile: §1h\n"), &["without tiles, `tile` says nothing"]),
+        (&with(terminal(count), "    tile: §1h\n"), &["without tiles, `tile` says nothing"]),
+        (&with(terminal(count), "    exact: §100\n"), &["`exact` is `all` or 0 here"]),
+        (&with(card(distinct), "    exact: 0\n"), &["a distinct is computed over events kept one by one"]),
+    ]);
+}
+
+#[test]
+fn features_that_go_round_in_a_circle_are_refused() {
+    let mean = "{ name: §M, aggregate: mean, over: [1d], where: amount > 2 * M }";
+    let two = "{ name: §M, aggregate: mean, over: [1d], where: amount > S }\n      \
+               - { name: S, aggregate: std, over: [7d], where: amount > M }";
+    let view = card("{ name: N, aggregate: count, over: [1d], where: D > 2 }");
+    assert_refused(&[
+        (&card(mean), &["`M` is computed from itself: M <- M"]),
+        (&card(two), &["`M` is computed from itself: M <- S <- M"]),
+        (
+            &format!("{}derived:\n  - {{ name: D, value: N + 1 }}\n", view.replace("name: N", "name: §N")),
+            &["N <- D <- N"],
+        ),
+        (&derived("{ name: §D, value: D }"), &["`D` is computed from itself: D <- D"]),
+    ]);
+    // A run may be made of what the same events are aggregated to.
+    let run = "{ name: M, aggregate: mean, over: [1d] }\n      - { name: R, aggregate: run_length, over: [1d], match: amount > 2 * M }";
+    FeatureSet::parse(&card(run), "features.yaml").unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// What goes into a state is known wherever it is built, a replay included.
+#[test]
+fn what_is_kept_elsewhere_goes_into_no_state() {
+    let risk = "    windows:\n      - { name: RISK, aggregate: fraud_rate, over: [1d], offset: 7d, empty: 0 }\n";
+    let terminals = format!("  - name: terminal\n    entity: terminal_id\n    staleness: 3d\n{risk}");
+    let by_risk = card("{ name: §N, aggregate: count, over: [1d], where: D > 0.1 }") + &terminals;
+    let of_terminals = terminal("{ name: §N, aggregate: count, over: [1d], offset: 7d, where: M > 1 }")
+        + "  - name: card\n    entity: card_id\n    windows:\n      - { name: M, aggregate: mean, over: [1d] }\n";
+    assert_refused(&[
+        (&format!("{by_risk}derived:\n  - {{ name: D, value: RISK * 2 }}\n"), &["`RISK` is read from view `terminal`"]),
+        (&of_terminals, &["`M` is a window", "aggregated by fields of the event"]),
+    ]);
 }
 
 #[test]
 fn a_derived_feature_that_cannot_be_computed_is_refused() {
     assert_refused(&[
-        (&derived("{ name: D, ratio: [A, §M] }"), &["no feature `M`", "did you mean"]),
+        (&derived("{ name: D, value: §A / M }"), &["no feature or field `M`", "did you mean"]),
         (
-            &derived("{ name: LOG, log1p: A }\n  - { name: D, log1p: §LOK }"),
-            &["no feature `LOK`", "did you mean `LOG`?"],
+            &derived("{ name: LOG, value: log1p(A) }\n  - { name: D, value: §log1p(LOK) }"),
+            &["no feature or field `LOK`", "did you mean `LOG`?"],
         ),
-        (&derived("{ name: D, log1p: §LOG }\n  - { name: LOG, log1p: A }"), &["no feature `LOG` is declared above"]),
-        (&derived("{ name: D, log1p: §D }"), &["no feature `D`"]),
-        (&derived("{ name: §D, log1p: A, ratio: [A, N] }"), &["exactly one"]),
-        (&derived("{ name: §D }"), &["exactly one", "`ratio`", "`difference`", "`log1p`"]),
-        (&derived("{ name: §A, log1p: N }"), &["two features `A`"]),
-        (&derived("{ name: §\"a b\", log1p: N }"), &["`a b` is no name"]),
-        (&derived("{ name: §\"\", log1p: N }"), &["is no name"]),
-        (&derived("{ name: D, §product: [A, N] }"), &["product", "ratio"]),
+        (&derived("{ §name: D }"), &["value"]),
+        (&derived("{ name: §A, value: N }"), &["two features `A`"]),
+        (&derived("{ name: §amount, value: N }"), &["`amount` is a field of the event"]),
+        (&derived("{ name: §\"a b\", value: N }"), &["`a b` is no name"]),
+        (&derived("{ name: §\"\", value: N }"), &["is no name"]),
+        (&derived("{ name: D, §ratio: [A, N] }"), &["ratio", "value"]),
+        (&derived("{ name: D, value: §ln(A) }"), &["no function `ln`"]),
     ]);
-    for (definition, reason) in [("{ name: D, ratio: [A] }", "one"), ("{ name: D, difference: [A, N, N] }", "three")] {
-        let error = FeatureSet::parse(&derived(definition), "features.yaml").expect_err(reason).to_string();
-        assert!(error.starts_with("features.yaml:11:"), "{error}");
-    }
+    // In any order, and through each other.
+    let text = derived("{ name: D, value: LOG / 2 }\n  - { name: LOG, value: log1p(A) }");
+    FeatureSet::parse(&text, "features.yaml").unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]
@@ -195,8 +286,8 @@ views:
     windows:
       - { name: R, aggregate: fraud_rate, over: [7d], offset: 7d, empty: 0 }
 derived:
-  - { name: Q, ratio: [A, M] }
-  - { name: L, log1p: A }
+  - { name: Q, value: A / M }
+  - { name: L, value: log1p(A) }
 "#;
 
 fn layout_hash(text: &str) -> String {
@@ -226,10 +317,15 @@ fn the_hash_changes_with_every_meaning() {
         (", empty: 0", ""),
         ("fraud_rate", "fraud_count"),
         ("staleness: 3d", "staleness: 2d"),
-        ("ratio: [A, M]", "ratio: [M, A]"),
-        ("ratio: [A, M]", "difference: [A, M]"),
-        ("ratio: [A, M]", "ratio: [A, N1]"),
-        ("log1p: A", "log1p: N1"),
+        ("aggregate: count", "where: amount > 2, aggregate: count"),
+        ("aggregate: count", "match: amount > 2, aggregate: run_length"),
+        ("aggregate: mean", "value: amount * 2, aggregate: mean"),
+        ("entity: card_id\n", "entity: card_id\n    exact: 10\n"),
+        ("entity: card_id\n", "entity: card_id\n    tile: 2h\n"),
+        ("A / M", "M / A"),
+        ("A / M", "A - M"),
+        ("A / M", "A / N1"),
+        ("log1p(A)", "log1p(N1)"),
         (
             "  - { name: A, value: amount }\n  - { name: W, value: weekend }",
             "  - { name: W, value: weekend }\n  - { name: A, value: amount }",
@@ -239,7 +335,7 @@ fn the_hash_changes_with_every_meaning() {
         assert!(BASE.contains(from), "{from}");
         let mut text = BASE.replace(from, to);
         if from == "name: A," {
-            text = text.replace("[A, M]", "[B, M]").replace("log1p: A", "log1p: B");
+            text = text.replace("A / M", "B / M").replace("log1p(A)", "log1p(B)");
         }
         if to == "fraud_count" {
             text = text.replace(", empty: 0", "");
@@ -255,10 +351,13 @@ fn the_hash_changes_with_every_meaning() {
 #[test]
 fn the_hash_stays_where_the_meaning_does() {
     let hash = layout_hash(BASE);
-    let block = "- name: L\n    # the amount\n    log1p: A";
+    let block = "- name: L\n    # the amount\n    value: log1p(A)";
     for (from, to) in [
         ("version: 1", "# Features\n\nversion:   1 # the first"),
-        ("- { name: L, log1p: A }", block),
+        ("- { name: L, value: log1p(A) }", block),
+        ("A / M", "(A)/M"),
+        ("aggregate: mean", "value: amount, aggregate: mean"),
+        ("entity: card_id\n", "entity: card_id\n    exact: 1000\n    tile: 60m\n"),
         ("name: A,", "name: 'A',"),
         ("over: [1d, 7d]", "over: [24h, 168h]"),
         ("over: [12h]", "over: [720m]"),
@@ -276,13 +375,20 @@ fn the_hash_stays_where_the_meaning_does() {
 #[test]
 fn a_logarithm_of_what_can_be_negative_can_be_missing() {
     let text = BASE.replace("empty: 0", "empty: -1")
-        + "  - { name: D, difference: [A, N1] }\n  - { name: LD, log1p: D }\n  - { name: LR, log1p: R }\n  - { name: LN, log1p: N1 }\n";
+        + "  - { name: D, value: A - N1 }\n  - { name: LD, value: log1p(D) }\n  - { name: LR, value: log1p(R) }\n  - { name: LN, value: log1p(N1) }\n";
     let features = FeatureSet::parse(&text, "features.yaml").unwrap_or_else(|error| panic!("{error}"));
     let slot = |name: &str| features.names().iter().position(|known| known == name).expect(name);
     let mut values = vec![0.0; features.width()];
     (values[slot("A")], values[slot("N1")], values[slot("R")]) = (1.0, 2.0, -1.0);
     let mut vector = Vec::new();
-    features.assemble(&mut values, &mut vector);
+    let transaction = Transaction {
+        transaction_id: "1".into(),
+        event_time: EventTime::from_millis(0),
+        card_id: "c".into(),
+        terminal_id: "t".into(),
+        amount: Amount::from_cents(100),
+    };
+    features.assemble(&transaction, &mut values, &mut vector);
     for (name, missing) in [("L", false), ("LN", false), ("D", false), ("LD", true), ("LR", true)] {
         assert_eq!(vector[slot(name)].is_nan(), missing, "{name}");
         assert_eq!(features.layout().features()[slot(name)].nullable, missing, "{name}");

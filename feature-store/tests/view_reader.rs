@@ -2,16 +2,16 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use async_trait::async_trait;
 use feature_store::{
-    Checkpoint, Entity, FeatureSet, OnlineStore, Read, StoreError, StoredState, View, ViewRead, ViewReader, ViewState,
-    Wanted, Watermark, WindowState,
+    Checkpoint, Entity, FeatureSet, OnlineStore, Read, Scratch, StoreError, StoredState, View, ViewRead, ViewReader,
+    ViewState, Wanted, Watermark, WindowState,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
-use schemas::{Amount, EventTime, Id, partition_for_key};
+use schemas::{Amount, EventTime, Id, Transaction, partition_for_key};
 
 const PARTITIONS: u32 = 3;
 const CACHE_BYTES: u64 = 1 << 20;
@@ -65,16 +65,23 @@ impl MemoryStore {
     /// All of the view's states now have one event, at this time, and are complete to it.
     fn advance(&self, partition: u32, keys: &[Id], millis: i64) {
         let mut state = WindowState::default();
-        state.insert(time(millis), Amount::from_cents(1));
+        let payment = Transaction {
+            transaction_id: "1".into(),
+            event_time: time(millis),
+            card_id: "c".into(),
+            terminal_id: "t".into(),
+            amount: Amount::from_cents(1),
+        };
+        view().apply(&payment, &mut state, &mut Scratch::default());
         let mut bytes = Vec::new();
         state.encode(&mut bytes);
         let mut kept = self.kept.lock().expect("no panic while it is held");
         for key in keys.iter().filter(|key| partition_of(key) == partition) {
             kept.states
-                .insert(("terminal".to_owned(), key.to_string()), StoredState { stamp: 1, bytes: bytes.clone() });
+                .insert((view().key().to_string(), key.to_string()), StoredState { stamp: 1, bytes: bytes.clone() });
         }
         let watermark = Watermark { offset: 1, progress: Vec::new(), event_time: time(millis) };
-        kept.watermarks.insert(("terminal".to_owned(), partition), watermark);
+        kept.watermarks.insert((view().key().to_string(), partition), watermark);
     }
 
     fn advance_all(&self, keys: &[Id], millis: i64) {
@@ -86,6 +93,11 @@ impl MemoryStore {
         let mut kept = self.kept.lock().expect("no panic while it is held");
         (std::mem::take(&mut kept.reads), std::mem::take(&mut kept.looks))
     }
+}
+
+fn view() -> &'static View {
+    static FEATURES: LazyLock<FeatureSet> = LazyLock::new(FeatureSet::bundled);
+    FEATURES.view_of(Entity::TerminalId).expect("the bundled definitions have one")
 }
 
 fn time(millis: i64) -> EventTime {
@@ -101,10 +113,8 @@ fn ids(count: usize) -> Vec<Id> {
 }
 
 fn reader() -> (Arc<MemoryStore>, ViewReader) {
-    let features = FeatureSet::bundled();
-    let view: &View = features.view_of(Entity::TerminalId).expect("the bundled definitions have one");
     let store = Arc::new(MemoryStore::default());
-    let reader = ViewReader::new(view, Arc::clone(&store) as Arc<dyn OnlineStore>, PARTITIONS, CACHE_BYTES);
+    let reader = ViewReader::new(view(), Arc::clone(&store) as Arc<dyn OnlineStore>, PARTITIONS, CACHE_BYTES);
     (store, reader)
 }
 
@@ -242,12 +252,14 @@ async fn damage_is_named_with_its_view_and_key() {
     store.advance_all(&ids, 100);
     for bytes in [vec![], vec![9], vec![1, 200], b"{}".to_vec(), vec![1, 0, 0, 7]] {
         let damaged = StoredState { stamp: 1, bytes };
-        let key = ("terminal".to_owned(), ids[1].to_string());
+        let key = (view().key().to_string(), ids[1].to_string());
         store.kept.lock().expect("no panic while it is held").states.insert(key, damaged);
         let wanted: Vec<Wanted<'_>> = ids.iter().map(|key| Wanted { key, complete_to: time(100) }).collect();
         let error = reader.read(&wanted, false).await.expect_err("a damaged state");
-        assert!(matches!(&error, StoreError::Damaged { view, key, .. } if view == "terminal" && *key == ids[1]));
-        assert!(error.to_string().contains("terminal/terminal-1"), "{error}");
+        assert!(
+            matches!(&error, StoreError::Damaged { view: of, key, .. } if *of == view().key().as_str() && *key == ids[1])
+        );
+        assert!(error.to_string().contains(&format!("{}/terminal-1", view().key())), "{error}");
     }
     // It is not cached, and the others are as good as ever.
     assert_eq!(ready(&mut reader, &[(&ids[0], 100), (&ids[2], 100)]).await.len(), 2);

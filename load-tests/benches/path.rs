@@ -123,7 +123,11 @@ fn full_path(
 }
 
 /// The five hops over records in memory, timed apart: no poll, no commit, no checkpoint.
-fn hops_alone(log: &Arc<EmbeddedLog>, features: &FeatureSet, model: &ModelThread) -> anyhow::Result<[f64; HOPS.len()]> {
+fn hops_alone(
+    log: &Arc<EmbeddedLog>,
+    features: &Arc<FeatureSet>,
+    model: &ModelThread,
+) -> anyhow::Result<[f64; HOPS.len()]> {
     let empty = tempfile::tempdir()?;
     let empty = EmbeddedLog::open(empty.path(), EmbeddedOptions::default())?;
     empty.create_topic(&TopicSpec { name: topics::TRANSACTIONS.into(), partitions: PARTITIONS, retention: None })?;
@@ -133,8 +137,8 @@ fn hops_alone(log: &Arc<EmbeddedLog>, features: &FeatureSet, model: &ModelThread
     let mut records: Vec<Record> = Vec::new();
     for partition in 0..PARTITIONS {
         let of = TopicPartition { topic: topics::TRANSACTIONS.into(), partition };
-        let view = "card".into();
-        let ingest = PartitionIngest::new(rules);
+        let view = features.view_of(Entity::CardId).expect("the bundled definitions have one").key().clone();
+        let ingest = PartitionIngest::new(rules, Arc::clone(features));
         let from = Recovery { log: &*empty, store: &*own, group: GROUP, view: &view, state_bytes_max: usize::MAX };
         let states = PartitionStates::recover(&from, of.clone(), ingest, &mut || Ok(()))?;
         partitions.insert(partition, states);

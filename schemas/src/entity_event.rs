@@ -1,18 +1,17 @@
 use crate::{Amount, CodecError, EventTime, Id, Label, Reader, Transaction, write_signed, write_unsigned};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const KIND_TRANSACTION: u8 = 0;
 const KIND_LABEL: u8 = 1;
 const KIND_PROGRESS: u8 = 2;
 
 /// A record of a stream that was re-keyed by an entity (a terminal): what the materializer writes
-/// for itself, in a compact binary form, version 1.
+/// for itself, in a compact binary form, version 2.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntityEvent {
     Transaction {
         entity: Id,
-        time: EventTime,
-        amount: Amount,
+        transaction: Transaction,
     },
     Label {
         entity: Id,
@@ -30,11 +29,7 @@ pub enum EntityEvent {
 
 impl EntityEvent {
     pub fn of_transaction(transaction: &Transaction) -> EntityEvent {
-        EntityEvent::Transaction {
-            entity: transaction.terminal_id.clone(),
-            time: transaction.event_time,
-            amount: transaction.amount,
-        }
+        EntityEvent::Transaction { entity: transaction.terminal_id.clone(), transaction: transaction.clone() }
     }
 
     pub fn of_label(label: Label) -> EntityEvent {
@@ -51,11 +46,14 @@ impl EntityEvent {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.push(VERSION);
         match self {
-            EntityEvent::Transaction { entity, time, amount } => {
+            EntityEvent::Transaction { entity, transaction } => {
                 out.push(KIND_TRANSACTION);
                 write_text(out, entity);
-                write_signed(out, time.as_millis());
-                write_signed(out, amount.units());
+                write_text(out, &transaction.transaction_id);
+                write_signed(out, transaction.event_time.as_millis());
+                write_text(out, &transaction.card_id);
+                write_text(out, &transaction.terminal_id);
+                write_signed(out, transaction.amount.units());
             }
             EntityEvent::Label { entity, transaction_id, transaction_time, label_time, fraud } => {
                 out.push(KIND_LABEL);
@@ -86,8 +84,13 @@ impl EntityEvent {
         let event = match reader.byte()? {
             KIND_TRANSACTION => EntityEvent::Transaction {
                 entity: reader.text()?.into(),
-                time: time(&mut reader)?,
-                amount: Amount::from_units(reader.signed()?),
+                transaction: Transaction {
+                    transaction_id: reader.text()?.into(),
+                    event_time: time(&mut reader)?,
+                    card_id: reader.text()?.into(),
+                    terminal_id: reader.text()?.into(),
+                    amount: Amount::from_units(reader.signed()?),
+                },
             },
             KIND_LABEL => EntityEvent::Label {
                 entity: reader.text()?.into(),
@@ -126,7 +129,13 @@ mod tests {
     fn round_trips_and_refuses_every_cut() {
         let time = EventTime::from_millis(1_522_540_831_000);
         let events = [
-            EntityEvent::Transaction { entity: "3156".into(), time, amount: Amount::from_cents(5716) },
+            EntityEvent::of_transaction(&Transaction {
+                transaction_id: "7".into(),
+                event_time: time,
+                card_id: "596".into(),
+                terminal_id: "3156".into(),
+                amount: Amount::from_cents(5716),
+            }),
             EntityEvent::Label {
                 entity: "3156".into(),
                 transaction_id: "7".into(),

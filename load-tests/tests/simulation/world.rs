@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use feature_store::{FeatureSet, OnlineStore};
+use feature_store::{Entity, FeatureSet, OnlineStore};
 use materializer::{Materializer, MaterializerOptions};
 use models::{Dataset, ModelThread, ServeOptions, TrainOptions};
 use rand::{RngExt, SeedableRng};
@@ -18,7 +18,11 @@ use crate::events::{self, Chunk};
 use crate::faults::{ApartStore, Faults, FaultyLog, FaultyStore};
 use crate::oracle;
 
-static FEATURES: LazyLock<Arc<FeatureSet>> = LazyLock::new(|| Arc::new(FeatureSet::bundled()));
+static FEATURES: LazyLock<Arc<FeatureSet>> = LazyLock::new(|| {
+    Arc::new(
+        FeatureSet::parse(include_str!("features.yaml"), "features.yaml").unwrap_or_else(|error| panic!("{error}")),
+    )
+});
 
 /// Some network of the right layout: what it says doesn't matter, that it says the same again does.
 static MODEL: LazyLock<ModelThread> = LazyLock::new(|| {
@@ -234,9 +238,10 @@ impl World {
     /// I3: no stored state or watermark is ahead of the committed offset of its partition.
     fn check_stamps(&self) {
         let partitions = self.log.topic(topics::TRANSACTIONS).unwrap().spec.partitions;
+        let key = |entity| FEATURES.view_of(entity).expect("the definitions have it").key().as_str();
         for (view, topic, group) in [
-            ("card", topics::TRANSACTIONS, scorer::GROUP),
-            ("terminal", topics::TERMINAL_EVENTS, materializer::aggregate::GROUP),
+            (key(Entity::CardId), topics::TRANSACTIONS, scorer::GROUP),
+            (key(Entity::TerminalId), topics::TERMINAL_EVENTS, materializer::aggregate::GROUP),
             ("rekey", topics::TRANSACTIONS, materializer::rekey::GROUP),
         ] {
             let committed: Vec<u64> = (0..partitions)

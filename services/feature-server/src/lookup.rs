@@ -163,11 +163,11 @@ async fn read(context: &Context, view: &View, ids: &[String]) -> Result<ViewRows
     };
     // Before the states: these are at least as complete then.
     let all: Vec<u32> = (0..partitions).collect();
-    let watermarks = context.store.read(view.name(), &[], &all).await.map_err(failed)?.watermarks;
+    let watermarks = context.store.read(view.key(), &[], &all).await.map_err(failed)?.watermarks;
     let complete = watermarks.into_iter().map(|at| at.map_or(EventTime::from_millis(0), |at| at.event_time));
     let complete: Vec<EventTime> = complete.collect();
     let keys: Vec<&str> = ids.iter().map(String::as_str).collect();
-    let stored = context.store.read(view.name(), &keys, &[]).await.map_err(failed)?.states;
+    let stored = context.store.read(view.key(), &keys, &[]).await.map_err(failed)?.states;
     let mut rows = ViewRows { found: Vec::new(), values: Vec::new(), complete_to: Vec::new() };
     for (id, stored) in ids.iter().zip(stored) {
         let state = stored.map(|stored| WindowState::decode(&stored.bytes)).transpose().map_err(|error| {
@@ -175,7 +175,7 @@ async fn read(context: &Context, view: &View, ids: &[String]) -> Result<ViewRows
         })?;
         let at = complete[partition_for_key(id.as_bytes(), partitions) as usize];
         let mut values = vec![f64::NAN; context.features.width()];
-        view.evaluate(state.as_ref(), at, None, &mut values);
+        view.evaluate(state.as_ref(), at, &mut values);
         rows.found.push(state.is_some());
         rows.values.push(values);
         rows.complete_to.push(at.to_string());

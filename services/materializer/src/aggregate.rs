@@ -1,9 +1,10 @@
 //! Aggregate: the windows of the terminals, from the re-keyed stream.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
-use feature_store::{Checkpoint, Entity, StoreError, WindowState};
+use feature_store::{Checkpoint, Entity, FeatureSet, Scratch, StoreError, WindowState};
 use metrics::{Counter, Gauge, counter, gauge};
 use schemas::{CodecError, EntityEvent, EventTime, Id, Reader, topics, write_signed, write_unsigned};
 use scorer::log::{Commit, Committed, Consumer, LogError, Polled, Record, TopicPartition};
@@ -41,7 +42,7 @@ impl Aggregator {
     pub fn start(context: Context, options: MaterializerOptions) -> Result<Aggregator> {
         let view = context.features.view_of(Entity::TerminalId);
         let (name, keep, staleness) = match view {
-            Some(view) => (view.name().clone(), view.keep(), view.staleness()),
+            Some(view) => (view.key().clone(), view.keep(), view.staleness()),
             None => (Id::const_new("terminal"), Duration::ZERO, Duration::ZERO),
         };
         Ok(Aggregator {
@@ -133,7 +134,7 @@ impl Aggregator {
             states.table.begin_batch(share);
             states.load(&*self.context.store, events.iter().map(|(_, event)| EntityStream::key(event)))?;
             for (offset, event) in &events {
-                states.table.update(EntityStream::key(event), *offset, |state| EntityStream::apply(event, state));
+                states.table.update(EntityStream::key(event), *offset, |state| states.stream.apply(event, state));
             }
         }
         Ok(())
@@ -148,9 +149,15 @@ impl Aggregator {
         let through = self.needed_from()?.saturating_sub(self.keep);
         let mut offsets = Vec::new();
         let mut checkpoint = Checkpoint::default();
+        let features = Arc::clone(&self.context.features);
+        let view = features.view_of(Entity::TerminalId);
         for (&partition, states) in self.partitions.iter_mut().filter(|(_, states)| states.is_ahead_of_store()) {
             offsets.push((TopicPartition { topic: topics::TERMINAL_EVENTS.to_owned(), partition }, states.next()));
-            checkpoint.partitions.push(states.checkpoint(|_| through));
+            checkpoint.partitions.push(states.checkpoint(|state| {
+                if let Some(view) = view {
+                    view.evict(state, through);
+                }
+            }));
         }
         let commit = Commit { outputs: &self.outbox, offsets: &offsets, checkpoint: Some(&checkpoint) };
         let Some(consumer) = &mut self.consumer else { return Ok(()) };
@@ -190,8 +197,7 @@ impl Aggregator {
             if self.context.log.committed(scorer::GROUP, &partition)?.unwrap_or(0) >= end {
                 continue;
             }
-            let watermark =
-                futures_executor::block_on(self.context.store.watermark(cards.name(), partition.partition))?;
+            let watermark = futures_executor::block_on(self.context.store.watermark(cards.key(), partition.partition))?;
             from = from.min(watermark.map_or(EventTime::MIN, |watermark| watermark.event_time));
         }
         Ok(from)
@@ -208,7 +214,8 @@ impl Aggregator {
         let sources = self.context.log.ends(topics::TRANSACTIONS)?.len();
         for partition in assigned {
             let number = partition.partition;
-            let stream = EntityStream { sources: vec![EventTime::MIN; sources] };
+            let features = Arc::clone(&self.context.features);
+            let stream = EntityStream { sources: vec![EventTime::MIN; sources], features, scratch: Scratch::default() };
             let from = Recovery {
                 log: &*self.context.log,
                 store: &*self.context.store,
@@ -229,6 +236,8 @@ impl Aggregator {
 struct EntityStream {
     /// For each partition of the transactions, the event time that it is re-keyed up to.
     sources: Vec<EventTime>,
+    features: Arc<FeatureSet>,
+    scratch: Scratch,
 }
 
 impl Stream for EntityStream {
@@ -261,10 +270,12 @@ impl Stream for EntityStream {
         }
     }
 
-    fn apply(event: &EntityEvent, state: &mut WindowState) {
+    fn apply(&mut self, event: &EntityEvent, state: &mut WindowState) {
         match event {
-            EntityEvent::Transaction { time, amount, .. } => {
-                state.insert(*time, *amount);
+            EntityEvent::Transaction { transaction, .. } => {
+                if let Some(view) = self.features.view_of(Entity::TerminalId) {
+                    view.apply(transaction, state, &mut self.scratch);
+                }
             }
             EntityEvent::Label { transaction_id, transaction_time, label_time, fraud, .. } => {
                 state.insert_label(transaction_id, *transaction_time, *label_time, *fraud);

@@ -1,6 +1,7 @@
 //! Re-key: transactions and labels, by terminal, with word of how far they go.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use feature_store::{Checkpoint, Entity, StoreError, View, WindowState};
@@ -221,8 +222,7 @@ impl Rekeyer {
     /// it. `false`: the group was joined anew.
     fn commit(&mut self) -> Result<bool> {
         let partitions = self.partitions.values_mut().filter(|states| states.is_ahead_of_store());
-        let checkpoint =
-            Checkpoint { partitions: partitions.map(|states| states.checkpoint(|_| EventTime::MIN)).collect() };
+        let checkpoint = Checkpoint { partitions: partitions.map(|states| states.checkpoint(|_| ())).collect() };
         let offsets: Vec<(TopicPartition, u64)> = std::mem::take(&mut self.offsets).into_iter().collect();
         let commit = Commit { outputs: &self.outbox, offsets: &offsets, checkpoint: Some(&checkpoint) };
         let Some(consumer) = &mut self.consumer else { return Ok(false) };
@@ -266,7 +266,7 @@ impl Rekeyer {
         };
         for partition in assigned.into_iter().filter(|partition| transactions(&partition)) {
             let number = partition.partition;
-            let stream = RekeyProgress(PartitionIngest::new(rules));
+            let stream = RekeyProgress(PartitionIngest::new(rules, Arc::clone(&self.context.features)));
             let from = Recovery {
                 log: &*self.context.log,
                 store: &*self.context.store,
@@ -300,7 +300,7 @@ impl Stream for RekeyProgress {
         event
     }
 
-    fn apply(_event: &Id, _state: &mut WindowState) {}
+    fn apply(&mut self, _event: &Id, _state: &mut WindowState) {}
 
     fn complete_to(&self) -> EventTime {
         self.0.complete_to()

@@ -18,8 +18,8 @@ pub struct Assembled {
 /// Derives the last features and puts all into the layout's order.
 pub fn assemble(features: &FeatureSet, mut joined: Joined) -> Assembled {
     let mut rows = Vec::with_capacity(joined.events.len() * features.layout().width());
-    for values in joined.values.chunks_exact_mut(features.width()) {
-        features.assemble(values, &mut rows);
+    for (event, values) in joined.events.iter().zip(joined.values.chunks_exact_mut(features.width())) {
+        features.assemble(&event.transaction, values, &mut rows);
     }
     Assembled { events: joined.events, rows, dead_letters: joined.dead_letters, next: joined.next }
 }

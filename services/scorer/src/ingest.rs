@@ -3,13 +3,14 @@
 //! What is valid depends on the log alone (the record, its timestamp, and the records before it in
 //! its partition), so a replay draws the same line.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use schemas::{CodecError, DeadLetterReason, EventTime, Id, Reader, Transaction, write_signed};
 
 use crate::log::Record;
 use crate::states::Stream;
-use feature_store::WindowState;
+use feature_store::{Entity, FeatureSet, Scratch, WindowState};
 
 /// What an event's time is held against.
 #[derive(Clone, Copy, Debug)]
@@ -64,15 +65,17 @@ impl Ingested {
 }
 
 /// Ingest of one partition of transactions.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PartitionIngest {
     rules: TimeRules,
     newest: EventTime,
+    features: Arc<FeatureSet>,
+    scratch: Scratch,
 }
 
 impl PartitionIngest {
-    pub fn new(rules: TimeRules) -> PartitionIngest {
-        PartitionIngest { rules, newest: EventTime::MIN }
+    pub fn new(rules: TimeRules, features: Arc<FeatureSet>) -> PartitionIngest {
+        PartitionIngest { rules, newest: EventTime::MIN, features, scratch: Scratch::default() }
     }
 
     /// The newest event time seen in the partition.
@@ -121,8 +124,10 @@ impl Stream for PartitionIngest {
         &event.card_id
     }
 
-    fn apply(event: &Transaction, state: &mut WindowState) {
-        state.insert(event.event_time, event.amount);
+    fn apply(&mut self, event: &Transaction, state: &mut WindowState) {
+        if let Some(view) = self.features.view_of(Entity::CardId) {
+            view.apply(event, state, &mut self.scratch);
+        }
     }
 
     fn complete_to(&self) -> EventTime {

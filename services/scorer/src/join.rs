@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use feature_store::{Entity, FeatureSet, OnlineStore, ViewRead, ViewReader, Wanted};
+use feature_store::{Entity, FeatureSet, OnlineStore, Scratch, ViewRead, ViewReader, Wanted};
 use schemas::EventTime;
 
 use crate::Result;
@@ -53,9 +53,9 @@ pub fn join(
     batch: Ingested,
     force: bool,
 ) -> Result<Join> {
-    let terminal_view = features.view_of(Entity::TerminalId);
+    let terminal_view = features.shared_views().next();
     let mut terminal_states = Vec::new();
-    if let (Some(view), Some(reader)) = (terminal_view, terminals) {
+    if let (Some((_, view)), Some(reader)) = (terminal_view, terminals) {
         let wanted: Vec<Wanted<'_>> = batch
             .events
             .iter()
@@ -70,8 +70,8 @@ pub fn join(
         }
     }
 
-    let card_view = features.view_of(Entity::CardId);
-    if card_view.is_some() {
+    let keeps_cards = features.view_of(Entity::CardId).is_some();
+    if keeps_cards {
         for (partition, states) in partitions.iter_mut() {
             let events = batch.events.iter().filter(|event| event.partition == *partition);
             states.load(store, events.map(|event| &event.transaction.card_id))?;
@@ -80,23 +80,25 @@ pub fn join(
 
     let width = features.width();
     let mut values = vec![f64::NAN; batch.events.len() * width];
+    let mut scratch = Scratch::default();
     for (index, event) in batch.events.iter().enumerate() {
         let row = &mut values[index * width..(index + 1) * width];
         let transaction = &event.transaction;
-        features.request(transaction, row);
-        if let Some(view) = terminal_view {
-            view.evaluate(terminal_states[index].state.as_ref(), transaction.event_time, None, row);
+        let mut shared = [None; Entity::COUNT];
+        if let (Some((view, _)), Some(read)) = (terminal_view, terminal_states.get(index)) {
+            shared[view] = read.state.as_ref();
         }
-        if let Some(view) = card_view {
-            let states = partitions.get_mut(&event.partition).expect("a batch has records of owned partitions only");
-            let applied = states.table.update(&transaction.card_id, event.offset, |state| {
-                let position = state.insert(transaction.event_time, transaction.amount);
-                view.evaluate(Some(state), transaction.event_time, Some(position), row);
-            });
-            if applied.is_none() {
-                let stamp = states.table.stamp(&transaction.card_id).unwrap_or_default();
-                return Ok(Join::Overtaken { partition: event.partition, stamp });
-            }
+        if !keeps_cards {
+            features.join(transaction, None, &shared, &mut scratch, row);
+            continue;
+        }
+        let states = partitions.get_mut(&event.partition).expect("a batch has records of owned partitions only");
+        let applied = states.table.update(&transaction.card_id, event.offset, |state| {
+            features.join(transaction, Some(state), &shared, &mut scratch, row);
+        });
+        if applied.is_none() {
+            let stamp = states.table.stamp(&transaction.card_id).unwrap_or_default();
+            return Ok(Join::Overtaken { partition: event.partition, stamp });
         }
     }
     for (partition, next) in &batch.next {

@@ -22,7 +22,7 @@ pub trait Stream {
     /// The entity that changes.
     fn key(event: &Self::Event) -> &Id;
 
-    fn apply(event: &Self::Event, state: &mut WindowState);
+    fn apply(&mut self, event: &Self::Event, state: &mut WindowState);
 
     /// Event time up to which the partition's states are complete.
     fn complete_to(&self) -> EventTime;
@@ -115,7 +115,7 @@ impl<S: Stream> PartitionStates<S> {
             states.replay(store, &records)?;
             states.next = next;
             if states.table.bytes() > state_bytes_max {
-                let checkpoint = Checkpoint { partitions: vec![states.checkpoint(|_| EventTime::MIN)] };
+                let checkpoint = Checkpoint { partitions: vec![states.checkpoint(|_| ())] };
                 block_on(store.write(&checkpoint))?;
                 states.written(&checkpoint.partitions[0]);
                 states.table.begin_batch(state_bytes_max / 2);
@@ -133,7 +133,7 @@ impl<S: Stream> PartitionStates<S> {
         }
         self.load(store, events.iter().map(|(_, event)| S::key(event)))?;
         for (offset, event) in &events {
-            self.table.update(S::key(event), *offset, |state| S::apply(event, state));
+            self.table.update(S::key(event), *offset, |state| self.stream.apply(event, state));
         }
         Ok(())
     }
@@ -195,16 +195,15 @@ impl<S: Stream> PartitionStates<S> {
     }
 
     /// The changed states and the watermark that holds once they are written. Only when all that is
-    /// in the states is committed, or about to be in the same step (I3). What happened at
-    /// `through(state)` or before is forgotten.
-    pub fn checkpoint(&mut self, through: impl Fn(&WindowState) -> EventTime) -> PartitionCheckpoint {
+    /// in the states is committed, or about to be in the same step (I3). `evict` takes out of a state what is needed no more.
+    pub fn checkpoint(&mut self, evict: impl Fn(&mut WindowState)) -> PartitionCheckpoint {
         let mut progress = Vec::new();
         self.stream.save(&mut progress);
         PartitionCheckpoint {
             view: self.view.clone(),
             partition: self.partition.partition,
             follows: self.watermark,
-            states: self.table.changed(through),
+            states: self.table.changed(evict),
             watermark: Watermark { offset: self.next, progress, event_time: self.stream.complete_to() },
         }
     }

@@ -381,11 +381,15 @@ impl Worker {
     /// The states that changed since the last checkpoint, as of the last batch joined; that one
     /// is about to be committed, and no other is under way.
     fn take_checkpoint(&mut self) -> Checkpoint {
-        let keep = self.context.features.view_of(Entity::CardId).map_or(Duration::ZERO, |view| view.keep());
+        let features = Arc::clone(&self.context.features);
+        let view = features.view_of(Entity::CardId);
         let partitions = self.partitions.values_mut().filter(|states| states.is_ahead_of_store());
-        let through =
-            |state: &feature_store::WindowState| state.newest().map_or(schemas::EventTime::MIN, |newest| newest - keep);
-        Checkpoint { partitions: partitions.map(|states| states.checkpoint(through)).collect() }
+        let evict = |state: &mut feature_store::WindowState| {
+            if let (Some(view), Some(newest)) = (view, state.newest()) {
+                view.evict(state, newest - view.keep());
+            }
+        };
+        Checkpoint { partitions: partitions.map(|states| states.checkpoint(evict)).collect() }
     }
 
     fn store(&mut self, checkpoint: &Checkpoint, committed: Committed) -> Result<()> {
@@ -479,7 +483,7 @@ impl Worker {
 
     /// Under which the card windows and their watermarks stand in the store.
     fn card_view(&self) -> Id {
-        self.context.features.view_of(Entity::CardId).map_or(Id::const_new("card"), |view| view.name().clone())
+        self.context.features.view_of(Entity::CardId).map_or(Id::const_new("card"), |view| view.key().clone())
     }
 
     fn rebalance(&mut self, assigned: Vec<TopicPartition>, revoked: &[TopicPartition]) -> Result<()> {
@@ -509,12 +513,12 @@ impl Worker {
             };
             let consumer = &mut self.consumer;
             let mut alive = || consumer.as_mut().map_or(Ok(()), |consumer| consumer.keep_alive());
-            let states = PartitionStates::recover(&from, partition, PartitionIngest::new(rules), &mut alive)
-                .inspect_err(|error| {
-                    if matches!(error, ScorerError::StoreAhead { .. }) {
-                        self.metrics.violations[1].increment(1);
-                    }
-                })?;
+            let ingest = PartitionIngest::new(rules, Arc::clone(&self.context.features));
+            let states = PartitionStates::recover(&from, partition, ingest, &mut alive).inspect_err(|error| {
+                if matches!(error, ScorerError::StoreAhead { .. }) {
+                    self.metrics.violations[1].increment(1);
+                }
+            })?;
             self.partitions.insert(number, states);
             self.partition_metrics.insert(number, PartitionMetrics::bind(GROUP, number));
         }

@@ -27,7 +27,7 @@ pub fn ahead(
             terminals.insert(transaction.terminal_id);
         }
     }
-    let view = |entity| features.view_of(entity).map(|view| view.name().clone()).ok_or(anyhow!("no view of {entity}"));
+    let view = |entity| features.view_of(entity).map(|view| view.key().clone()).ok_or(anyhow!("no view of {entity}"));
     let (card, terminal) = (view(Entity::CardId)?, view(Entity::TerminalId)?);
     let rekey = Id::const_new("rekey");
     let store = environment.store()?;

@@ -1,0 +1,358 @@
+//! The compiler of definition files: names to slots, features to a graph, the graph to steps.
+
+mod plan;
+mod windows;
+
+use std::collections::HashMap;
+use std::fmt;
+
+use schemas::{FeatureLayout, FeatureSpec};
+use serde_saphyr::{Location, Spanned};
+
+use crate::definitions::{Computed, Definitions, Entity, Span};
+use crate::expression::{self, Binary, Expression, Field, Formula, IdField, Source, Unary};
+use crate::features::{DefinitionError, FeatureSet, Step, View};
+use plan::{Order, Plan, inputs, slots};
+
+const VERSION: u32 = 1;
+
+pub(crate) fn compile(text: &str, file: &str) -> Result<FeatureSet, DefinitionError> {
+    let definitions: Definitions = serde_saphyr::from_str(text).map_err(|error| DefinitionError {
+        file: file.to_owned(),
+        place: error.location().map(|at| format!(":{}:{}", at.line(), at.column())).unwrap_or_default(),
+        message: error.without_snippet().to_string(),
+    })?;
+    let mut compiler = Compiler { file, slots: HashMap::new(), features: Vec::new(), views: Vec::new() };
+    compiler.declare_all(&definitions)?;
+    compiler.resolve_all(&definitions)?;
+    compiler.finish(&definitions)
+}
+
+/// What a feature is made of.
+enum Origin {
+    /// Its text, until all names are known.
+    Parsed(Expression<String>),
+    Computed(Formula),
+    Window {
+        view: usize,
+        series: usize,
+    },
+}
+
+struct Feature {
+    name: String,
+    at: Location,
+    definition: String,
+    origin: Origin,
+    nullable: bool,
+    /// It can be below 0, so that a logarithm of it can be missing.
+    signed: bool,
+}
+
+struct Compiler<'a> {
+    file: &'a str,
+    slots: HashMap<String, usize>,
+    features: Vec<Feature>,
+    views: Vec<View>,
+}
+
+impl Compiler<'_> {
+    /// Gives every feature its slot: request features, those of views, derived ones.
+    fn declare_all(&mut self, definitions: &Definitions) -> Result<(), DefinitionError> {
+        if definitions.version.value != VERSION {
+            return Err(self.error(&definitions.version, "this version of fraudline reads definitions of `version: 1`"));
+        }
+        for computed in &definitions.request {
+            self.declare_computed(computed)?;
+        }
+        let mut entities = Vec::new();
+        let mut names: Vec<&str> = Vec::new();
+        for (view, definition) in definitions.views.iter().enumerate() {
+            if entities.contains(&definition.entity) || names.contains(&definition.name.value.as_str()) {
+                let message = format!(
+                    "there is a view of this name or of entity {} already; put its windows there",
+                    definition.entity
+                );
+                return Err(self.error(&definition.name, message));
+            }
+            entities.push(definition.entity);
+            names.push(&definition.name.value);
+            for windows in &definition.windows {
+                if windows.over.is_empty() {
+                    return Err(self.error(&windows.name, "name at least one window, as in `over: [1d, 7d]`"));
+                }
+                for &over in &windows.over {
+                    if over.0.is_zero() {
+                        return Err(self.error(&windows.name, "a window is longer than 0"));
+                    }
+                    let name = self.window_name(&windows.name, over, windows.over.len() > 1)?;
+                    self.declare(&windows.name, name, String::new(), Origin::Window { view, series: 0 })?;
+                }
+            }
+        }
+        for computed in &definitions.derived {
+            self.declare_computed(computed)?;
+        }
+        if self.features.is_empty() {
+            return Err(self.error(&definitions.version, "no feature is declared"));
+        }
+        Ok(())
+    }
+
+    fn declare_computed(&mut self, computed: &Computed) -> Result<(), DefinitionError> {
+        let parsed = self.parse(&computed.value)?;
+        self.declare(&computed.name, computed.name.value.clone(), parsed.to_string(), Origin::Parsed(parsed))?;
+        Ok(())
+    }
+
+    fn declare(
+        &mut self,
+        at: &Spanned<String>,
+        name: String,
+        definition: String,
+        origin: Origin,
+    ) -> Result<usize, DefinitionError> {
+        if name.is_empty() || name.contains([':', '{', '}', '`']) || name.contains(char::is_whitespace) {
+            return Err(
+                self.error(at, format!("`{name}` is no name for a feature: no spaces, colons, braces or backticks"))
+            );
+        }
+        if Field::named(&name).is_some() || IdField::named(&name).is_some() {
+            return Err(self.error(at, format!("`{name}` is a field of the event; give the feature another name")));
+        }
+        let slot = self.features.len();
+        if self.slots.insert(name.clone(), slot).is_some() {
+            return Err(self.error(at, format!("there are two features `{name}`")));
+        }
+        let at = at.referenced;
+        self.features.push(Feature { name, at, definition, origin, nullable: false, signed: false });
+        Ok(slot)
+    }
+
+    fn window_name(&self, name: &Spanned<String>, over: Span, several: bool) -> Result<String, DefinitionError> {
+        let seconds = over.0.as_secs();
+        let mut text = name.value.clone();
+        for (placeholder, unit) in [("{days}", 86_400), ("{hours}", 3600)] {
+            if text.contains(placeholder) {
+                if !seconds.is_multiple_of(unit) || over.0.subsec_millis() != 0 {
+                    return Err(self.error(name, format!("the window {over} is no whole number for `{placeholder}`")));
+                }
+                text = text.replace(placeholder, &(seconds / unit).to_string());
+            }
+        }
+        if several && text == name.value {
+            return Err(
+                self.error(name, "several windows need different names: put `{days}` or `{hours}` into this one")
+            );
+        }
+        Ok(text)
+    }
+
+    /// Finds out what every name means, now that all are known, and lays out the views' series.
+    fn resolve_all(&mut self, definitions: &Definitions) -> Result<(), DefinitionError> {
+        let computed = definitions.request.iter().chain(&definitions.derived);
+        for computed in computed {
+            let slot = self.slots[&computed.name.value];
+            let Origin::Parsed(parsed) = &self.features[slot].origin else { continue };
+            let formula = self.resolve(&parsed.clone(), &computed.value)?;
+            self.features[slot].origin = Origin::Computed(formula);
+        }
+        for (index, definition) in definitions.views.iter().enumerate() {
+            let view = self.view(index, definition, definitions.allowed_lateness)?;
+            self.views.push(view);
+        }
+        Ok(())
+    }
+
+    fn parse(&self, text: &Spanned<String>) -> Result<Expression<String>, DefinitionError> {
+        expression::parse(&text.value).map_err(|message| self.error(text, message))
+    }
+
+    fn formula(&self, text: &Spanned<String>) -> Result<(String, Formula), DefinitionError> {
+        let parsed = self.parse(text)?;
+        let formula = self.resolve(&parsed, text)?;
+        Ok((parsed.to_string(), formula))
+    }
+
+    fn resolve<T>(&self, parsed: &Expression<String>, at: &Spanned<T>) -> Result<Formula, DefinitionError> {
+        parsed.resolved(&mut |name: &String| {
+            if let Some(&slot) = self.slots.get(name) {
+                // A mere name for a field is that field.
+                return Ok(match &self.features[slot].origin {
+                    Origin::Parsed(Expression::Name(field)) => {
+                        Field::named(field).map_or(Source::Slot(slot), Source::Field)
+                    }
+                    Origin::Computed(Expression::Name(source @ Source::Field(_))) => *source,
+                    _ => Source::Slot(slot),
+                });
+            }
+            if let Some(field) = Field::named(name) {
+                return Ok(Source::Field(field));
+            }
+            if IdField::named(name).is_some() {
+                return Err(self.error(
+                    at,
+                    format!("`{name}` is an id, no number; compare it with a text, as in `{name} == \"x\"`"),
+                ));
+            }
+            if name.starts_with('"') {
+                return Err(self.error(
+                    at,
+                    format!("{name} is a text; only an id is compared with one, as in `terminal_id == {name}`"),
+                ));
+            }
+            let fields = Field::NAMES.iter().map(|(known, _)| *known);
+            let known = self.features.iter().map(|feature| feature.name.as_str()).chain(fields);
+            let nearest = known.min_by_key(|known| edit_distance(known, name));
+            let hint = nearest.map(|known| format!("; did you mean `{known}`?")).unwrap_or_default();
+            Err(self.error(at, format!("there is no feature or field `{name}`{hint}")))
+        })
+    }
+
+    /// Orders the graph, and puts the steps together.
+    fn finish(mut self, definitions: &Definitions) -> Result<FeatureSet, DefinitionError> {
+        let mut order = Order::over(self.features.len());
+        for slot in 0..self.features.len() {
+            order.visit(&self, slot)?;
+        }
+        for &slot in &order.sorted {
+            if let Origin::Computed(formula) = &self.features[slot].origin {
+                let (nullable, signed) = self.signs(formula);
+                (self.features[slot].nullable, self.features[slot].signed) = (nullable, signed);
+            }
+        }
+        self.check_inputs()?;
+        let mut views = std::mem::take(&mut self.views);
+        for (index, view) in views.iter_mut().enumerate() {
+            let mut plan = Plan::new(&self, Some(index), &view.series);
+            (0..view.series.len()).for_each(|series| plan.insert(series));
+            let steps = plan.steps;
+            view.apply = steps;
+        }
+        let own = views.iter().position(|view| view.entity == Entity::CardId);
+        let none = Vec::new();
+        let plans = own.map_or(&none, |own| &views[own].series);
+        let mut plan = Plan::new(&self, own, plans);
+        for (index, view) in views.iter().enumerate() {
+            if Some(index) == own {
+                (0..view.series.len()).for_each(|series| plan.read(series));
+            } else {
+                plan.shared(index);
+            }
+        }
+        let joined = plan.steps.len();
+        order.sorted.iter().for_each(|&slot| plan.compute(slot));
+        let mut join = plan.steps;
+        let assemble = join.split_off(joined).into_iter().filter_map(|step| match step {
+            Step::Compute(slot, formula) => Some((slot, formula)),
+            _ => None,
+        });
+        let assemble = assemble.collect();
+        let specs = self.features.iter().map(|feature| FeatureSpec {
+            name: feature.name.clone(),
+            definition: feature.definition.clone(),
+            nullable: feature.nullable,
+        });
+        let layout = FeatureLayout::new(specs.collect());
+        Ok(FeatureSet {
+            names: self.features.into_iter().map(|feature| feature.name).collect(),
+            views,
+            join,
+            assemble,
+            allowed_lateness: definitions.allowed_lateness.0,
+            layout,
+        })
+    }
+
+    /// What goes into a state has to be known where and whenever the state is built, a replay included.
+    fn check_inputs(&self) -> Result<(), DefinitionError> {
+        for feature in &self.features {
+            let Origin::Window { view, series } = feature.origin else { continue };
+            let entity = self.views[view].entity;
+            let mut todo = inputs(&self.views[view].series[series]);
+            while let Some(slot) = todo.pop() {
+                let input = &self.features[slot];
+                match &input.origin {
+                    Origin::Computed(formula) => todo.extend(slots(formula)),
+                    Origin::Window { view: other, series } if *other == view && entity == Entity::CardId => {
+                        todo.extend(inputs(&self.views[view].series[*series]));
+                    }
+                    Origin::Window { view: other, .. } => {
+                        let message = match entity {
+                            Entity::CardId => format!(
+                                "`{}` goes into the windows of cards, which are built from the log alone, but `{}` is read from view `{}`",
+                                feature.name, input.name, self.views[*other].name
+                            ),
+                            _ => format!(
+                                "`{}` is a window; the events of a {entity} are aggregated by fields of the event, and features of these",
+                                input.name
+                            ),
+                        };
+                        return Err(self.error_at(feature.at, message));
+                    }
+                    Origin::Parsed(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a formula can be missing, and whether it can be below 0.
+    fn signs(&self, formula: &Formula) -> (bool, bool) {
+        match formula {
+            Expression::Number(number) => (false, *number < 0.0),
+            Expression::Name(Source::Field(_)) | Expression::Is { .. } => (false, false),
+            Expression::Name(Source::Slot(slot)) => (self.features[*slot].nullable, self.features[*slot].signed),
+            Expression::Unary(operator, operand) => {
+                let (nullable, signed) = self.signs(operand);
+                match operator {
+                    Unary::Minus => (nullable, true),
+                    Unary::Not => (false, false),
+                    Unary::Abs => (nullable, false),
+                    Unary::Log1p => (nullable || signed, signed),
+                    Unary::Sqrt => (nullable || signed, false),
+                }
+            }
+            Expression::Binary(operator, _, _) if operator.is_truth() => (false, false),
+            Expression::Binary(operator, left, right) => {
+                let ((left_nullable, left_signed), (right_nullable, right_signed)) =
+                    (self.signs(left), self.signs(right));
+                let nullable = left_nullable || right_nullable || *operator == Binary::Over;
+                let signed = match operator {
+                    Binary::Minus => true,
+                    Binary::Max => left_signed && right_signed,
+                    _ => left_signed || right_signed,
+                };
+                (nullable, signed)
+            }
+        }
+    }
+
+    fn error<T>(&self, at: &Spanned<T>, message: impl fmt::Display) -> DefinitionError {
+        self.error_at(at.referenced, message)
+    }
+
+    fn error_at(&self, at: Location, message: impl fmt::Display) -> DefinitionError {
+        DefinitionError {
+            file: self.file.to_owned(),
+            place: format!(":{}:{}", at.line(), at.column()),
+            message: message.to_string(),
+        }
+    }
+}
+
+/// Levenshtein's distance, to guess what a misspelt name was meant to be.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, &to) in b.iter().enumerate() {
+            let substitute = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = substitute.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}

@@ -1,0 +1,325 @@
+//! Views: their windows, and the series that these are read off.
+
+use std::time::Duration;
+
+use schemas::Id;
+
+use super::{Compiler, Origin};
+use crate::definitions::{Aggregate, Entity, Exact, Span, Takes, ViewDefinition, Windows};
+use crate::expression::{Field, Formula, IdField, Source};
+use crate::features::{DefinitionError, RangePlan, SeriesPlan, Value, View, WindowFeature};
+use crate::window::{Needs, SeriesSpec};
+
+/// The newest events that a card's windows keep one by one, if the definition doesn't say.
+const EXACT: Exact = Exact(1000);
+const TILE: Span = Span(Duration::from_secs(3600));
+
+impl Compiler<'_> {
+    pub(super) fn view(
+        &mut self,
+        index: usize,
+        definition: &ViewDefinition,
+        lateness: Span,
+    ) -> Result<View, DefinitionError> {
+        let name = &definition.name;
+        let owned = definition.entity == Entity::CardId;
+        let staleness = match (owned, definition.staleness) {
+            (true, None) => Span::default(),
+            (true, Some(_)) => {
+                return Err(self.error(
+                    name,
+                    "the view of card_id is kept by the scorer itself and never stale; leave `staleness` out",
+                ));
+            }
+            (false, Some(staleness)) => staleness,
+            (false, None) => {
+                return Err(self.error(name, format!("the events of a {} are spread over the partitions; say how stale the view may be, as in `staleness: 3d`", definition.entity)));
+            }
+        };
+        let exact = definition.exact.as_ref().map_or(if owned { EXACT } else { Exact::ALL }, |exact| exact.value);
+        if let Some(at) = &definition.exact
+            && !owned
+            && !matches!(exact, Exact::ALL | Exact(0))
+        {
+            return Err(self.error(at, "which events are the newest depends on how far a view of this entity has come: `exact` is `all` or 0 here"));
+        }
+        let tile = definition.tile.as_ref().map_or(TILE, |tile| tile.value);
+        if let Some(at) = &definition.tile {
+            if exact == Exact::ALL {
+                return Err(self.error(at, "without tiles, `tile` says nothing; leave it out, or set `exact`"));
+            }
+            if tile.0.is_zero() {
+                return Err(self.error(at, "a tile is longer than 0"));
+            }
+        }
+        let mut layout = ViewLayout {
+            index,
+            definition,
+            staleness,
+            lateness,
+            exact,
+            tile,
+            series: Vec::new(),
+            reach: Span::default(),
+        };
+        for windows in &definition.windows {
+            self.windows(&mut layout, windows)?;
+        }
+        let rounding = if exact == Exact::ALL { Duration::ZERO } else { tile.0 };
+        let keep = layout.reach.0 + lateness.0 + rounding;
+        let key = layout.key(keep);
+        let tile = i64::try_from(tile.0.as_millis()).unwrap_or(i64::MAX);
+        let mut view = View {
+            name: Id::from(name.value.as_str()),
+            key,
+            entity: definition.entity,
+            staleness: staleness.0,
+            series: Vec::new(),
+            specs: Vec::new(),
+            apply: Vec::new(),
+            keep,
+            width: self.features.len(),
+        };
+        for series in layout.series {
+            view.specs.push(SeriesSpec { needs: series.needs, exact: exact.0, tile });
+            view.series.push(series.plan);
+        }
+        Ok(view)
+    }
+
+    fn windows(&mut self, layout: &mut ViewLayout<'_>, windows: &Windows) -> Result<(), DefinitionError> {
+        let at = &windows.name;
+        let aggregate = windows.aggregate;
+        let offset = windows.offset;
+        let include_current = self.check(layout, windows)?;
+        let filter = windows.filter.as_ref().map(|filter| self.formula(filter)).transpose()?;
+        let matches = windows.matches.as_ref().map(|matches| self.formula(matches)).transpose()?;
+        let (text, value) = self.value(windows)?;
+        let signed = match &value {
+            Value::Number(formula) => self.signs(formula).1,
+            Value::None | Value::Id(_) => false,
+        };
+        let needs = match aggregate {
+            Aggregate::Sum | Aggregate::Mean | Aggregate::Last => Needs::TOTAL,
+            Aggregate::Std => Needs::SQUARES,
+            Aggregate::Min | Aggregate::Max => Needs::EXTREMES,
+            Aggregate::Distinct => Needs::DISTINCT,
+            Aggregate::Rank => Needs::CODES,
+            Aggregate::FirstSeen if value != Value::None => Needs::CODES,
+            _ if matches.is_some() => Needs::RUNS,
+            _ => Needs::NOTHING,
+        };
+        let Span(staleness) = layout.staleness;
+        for &over in &windows.over {
+            let name = self.window_name(at, over, windows.over.len() > 1)?;
+            let mut definition = format!("{text} by {}, {over}, offset {offset}", layout.definition.entity);
+            if !include_current && !aggregate.is_of_earlier_events() {
+                definition += ", before current";
+            }
+            if let Some(empty) = windows.empty {
+                definition += &format!(", empty {empty}");
+            }
+            if aggregate.needs_labels() {
+                definition += &format!(", labels known {}", Span(staleness));
+            }
+            if let Some((filter, _)) = &filter {
+                definition += &format!(", where {filter}");
+            }
+            if let Some((matches, _)) = &matches {
+                definition += &format!(", match {matches}");
+            }
+            let default = if layout.definition.entity == Entity::CardId { EXACT } else { Exact::ALL };
+            if (layout.exact, layout.tile) != (default, TILE) {
+                definition += &format!(", exact {}, tile {}", layout.exact, layout.tile);
+            }
+            let slot = self.slots[&name];
+            let formula = |named: &Option<(String, Formula)>| named.as_ref().map(|(_, formula)| formula.clone());
+            let series = layout.series_of(formula(&filter), value.clone(), formula(&matches), needs);
+            let feature = &mut self.features[slot];
+            feature.definition = definition;
+            feature.nullable = aggregate.is_nullable() && windows.empty.is_none();
+            let values = matches!(
+                aggregate,
+                Aggregate::Sum | Aggregate::Mean | Aggregate::Min | Aggregate::Max | Aggregate::Last
+            );
+            feature.signed = values && signed || windows.empty.is_some_and(f64::is_sign_negative);
+            feature.origin = Origin::Window { view: layout.index, series };
+            let of_values = value != Value::None;
+            let feature = WindowFeature { slot, aggregate, of_values, empty: windows.empty.unwrap_or(f64::NAN) };
+            layout.series[series].add(offset.0, over.0, include_current, feature);
+            layout.reach = layout.reach.max(Span(offset.0 + over.0));
+        }
+        Ok(())
+    }
+
+    /// Checks what doesn't depend on other features; tells whether the current event is included.
+    fn check(&self, layout: &ViewLayout<'_>, windows: &Windows) -> Result<bool, DefinitionError> {
+        let (at, aggregate) = (&windows.name, windows.aggregate);
+        let entity = layout.definition.entity;
+        let owned = entity == Entity::CardId;
+        let (staleness, lateness) = (layout.staleness, layout.lateness);
+        // An event as late as allowed may still come for the very millisecond that far back.
+        if !owned && windows.offset.0 <= staleness.0 + lateness.0 {
+            return Err(self.error(
+                at,
+                format!(
+                    "the window ends {} ago, but the view may be {staleness} stale and events {lateness} late: its values are exact with an `offset` of more than {}",
+                    windows.offset,
+                    Span(staleness.0 + lateness.0),
+                ),
+            ));
+        }
+        if owned && aggregate.needs_labels() {
+            return Err(self.error(at, "labels are joined by terminal; declare this under the view of terminal_id"));
+        }
+        if aggregate.needs_labels()
+            && let Some(filter) = &windows.filter
+        {
+            return Err(self.error(
+                filter,
+                format!("a label knows nothing of its transaction but the time; a {aggregate} has no `where`"),
+            ));
+        }
+        if let Some(include) = windows.include_current {
+            if aggregate.is_of_earlier_events() {
+                return Err(self.error(
+                    at,
+                    format!("a {aggregate} is of the events before this one; leave `include_current` out"),
+                ));
+            }
+            if !include && !windows.offset.0.is_zero() {
+                return Err(self
+                    .error(at, "a window with an offset never holds the current event; leave `include_current` out"));
+            }
+        }
+        let of_current = aggregate == Aggregate::Rank || aggregate == Aggregate::FirstSeen && windows.value.is_some();
+        if !owned && of_current {
+            return Err(self.error(at, format!("a {aggregate} compares with the current event, which a view of {entity} doesn't know when it is read")));
+        }
+        if layout.exact == Exact(0) && matches!(aggregate.takes(), Takes::Anything | Takes::Matches)
+            || layout.exact == Exact(0) && of_current
+        {
+            return Err(self.error(
+                at,
+                format!("a {aggregate} is computed over events kept one by one, of which `exact: 0` leaves none"),
+            ));
+        }
+        if windows.empty.is_some() && !aggregate.is_nullable() {
+            return Err(self.error(at, format!("a {aggregate} over no events is 0; leave `empty` out")));
+        }
+        if windows.empty.is_some_and(|value| !value.is_finite()) {
+            return Err(self.error(at, "`empty` is a finite number; leave it out for a missing value"));
+        }
+        match (aggregate.takes(), &windows.matches) {
+            (Takes::Matches, None) => {
+                return Err(self.error(
+                    at,
+                    format!(
+                        "a {aggregate} needs `match`, the condition that makes up a run, as in `match: amount < 2`"
+                    ),
+                ));
+            }
+            (takes, Some(matches)) if takes != Takes::Matches => {
+                return Err(
+                    self.error(matches, format!("a {aggregate} knows no runs; `where` says which events count"))
+                );
+            }
+            _ => {}
+        }
+        Ok(!aggregate.is_of_earlier_events() && windows.include_current.unwrap_or(true))
+    }
+
+    /// What is aggregated, and the text of that.
+    fn value(&self, windows: &Windows) -> Result<(String, Value), DefinitionError> {
+        let aggregate = windows.aggregate;
+        let amount = Value::Number(Formula::Name(Source::Field(Field::Amount)));
+        match (aggregate.takes(), &windows.value) {
+            (Takes::Nothing | Takes::Matches, Some(value)) => {
+                Err(self.error(value, format!("a {aggregate} is of events, not of values; leave `value` out")))
+            }
+            (Takes::Anything, None) => {
+                Err(self.error(&windows.name, format!("a {aggregate} needs a `value`, as in `value: terminal_id`")))
+            }
+            (Takes::Nothing | Takes::Matches | Takes::AnythingOrNothing, None) => {
+                Ok((aggregate.to_string(), Value::None))
+            }
+            (Takes::Numbers, None) => Ok((format!("{aggregate}(amount)"), amount)),
+            (takes, Some(value)) => {
+                match IdField::named(value.value.trim()) {
+                    Some(_) if takes == Takes::Numbers => Err(self
+                        .error(value, format!("`{}` is an id, no number; a {aggregate} is of numbers", value.value))),
+                    Some(field) => Ok((format!("{aggregate}({})", value.value.trim()), Value::Id(field))),
+                    None => {
+                        let (text, formula) = self.formula(value)?;
+                        Ok((format!("{aggregate}({text})"), Value::Number(formula)))
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A view while its series are found.
+struct ViewLayout<'a> {
+    index: usize,
+    definition: &'a ViewDefinition,
+    staleness: Span,
+    lateness: Span,
+    exact: Exact,
+    tile: Span,
+    series: Vec<SeriesLayout>,
+    /// How far back the longest window goes.
+    reach: Span,
+}
+
+struct SeriesLayout {
+    plan: SeriesPlan,
+    needs: Needs,
+}
+
+impl ViewLayout<'_> {
+    /// The series of these events and values. One that only counts takes part in one with values that are always there.
+    fn series_of(&mut self, filter: Option<Formula>, value: Value, matches: Option<Formula>, needs: Needs) -> usize {
+        let amount = Value::Number(Formula::Name(Source::Field(Field::Amount)));
+        let found = self.series.iter().position(|known| {
+            let plan = &known.plan;
+            let values = plan.value == value
+                || plan.value == amount && value == Value::None
+                || plan.value == Value::None && value == amount;
+            // What matches may depend on features of another series, so runs stand apart.
+            plan.filter == filter && values && plan.matches == matches
+        });
+        let index = found.unwrap_or_else(|| {
+            let plan = SeriesPlan { filter, value: Value::None, matches, ranges: Vec::new() };
+            self.series.push(SeriesLayout { plan, needs: Needs::NOTHING });
+            self.series.len() - 1
+        });
+        let series = &mut self.series[index];
+        series.needs = series.needs.with(needs);
+        if value != Value::None {
+            series.plan.value = value;
+        }
+        index
+    }
+
+    /// Name and hash of what the states hold.
+    fn key(&self, keep: Duration) -> Id {
+        let mut text = format!("{:?} {:?} {:?} {keep:?}", self.exact, self.tile, self.definition.entity);
+        for SeriesLayout { plan, needs } in &self.series {
+            text += &format!("\n{needs:?} {:?} {:?} {:?}", plan.filter, plan.value, plan.matches);
+        }
+        let hash = twox_hash::XxHash3_64::oneshot(text.as_bytes());
+        Id::from(format!("{}@{hash:016x}", self.definition.name.value))
+    }
+}
+
+impl SeriesLayout {
+    fn add(&mut self, offset: Duration, over: Duration, include_current: bool, feature: WindowFeature) {
+        let same =
+            |range: &RangePlan| (range.offset, range.over, range.include_current) == (offset, over, include_current);
+        match self.plan.ranges.iter().position(same) {
+            Some(index) => self.plan.ranges[index].features.push(feature),
+            None => self.plan.ranges.push(RangePlan { offset, over, include_current, features: vec![feature] }),
+        }
+    }
+}

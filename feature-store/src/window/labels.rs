@@ -1,0 +1,80 @@
+//! What became known of an entity's transactions.
+
+use schemas::{EventTime, Id};
+
+/// Labels by transaction time, then id, then the time at which they became known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Labels {
+    entries: Vec<LabelEntry>,
+    /// Memory of the ids that are not held inline.
+    id_bytes: usize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct LabelEntry {
+    pub(super) transaction_time: EventTime,
+    pub(super) transaction_id: Id,
+    pub(super) known: EventTime,
+    pub(super) fraud: bool,
+}
+
+impl Labels {
+    /// The same label again changes nothing, and the order in which labels come doesn't matter.
+    pub(super) fn insert(&mut self, entry: LabelEntry) {
+        if let Err(position) = self.entries.binary_search(&entry) {
+            self.id_bytes += heap_bytes(&entry.transaction_id);
+            self.entries.insert(position, entry);
+        }
+    }
+
+    /// Forgets those of transactions at `through` or before.
+    pub(super) fn evict(&mut self, through: EventTime) {
+        let old = self.entries.partition_point(|label| label.transaction_time <= through);
+        for label in self.entries.drain(..old) {
+            self.id_bytes -= heap_bytes(&label.transaction_id);
+        }
+        if self.entries.capacity() > 32 && self.entries.len() < self.entries.capacity() / 4 {
+            self.entries.shrink_to(self.entries.len() * 2);
+        }
+    }
+
+    /// Number of transactions in `(from, end]` that are fraud by the last label known at `known_by`.
+    pub(super) fn frauds(&self, from: EventTime, end: EventTime, known_by: EventTime) -> u64 {
+        let start = self.entries.partition_point(|label| label.transaction_time <= from);
+        let mut labels = self.entries[start..].iter().take_while(|label| label.transaction_time <= end).peekable();
+        let mut frauds = 0;
+        while let Some(first) = labels.next() {
+            let mut fraud = first.known <= known_by && first.fraud;
+            while let Some(next) = labels.next_if(|next| next.transaction_id == first.transaction_id) {
+                if next.known <= known_by {
+                    fraud = next.fraud;
+                }
+            }
+            frauds += u64::from(fraud);
+        }
+        frauds
+    }
+
+    pub(super) fn entries(&self) -> &[LabelEntry] {
+        &self.entries
+    }
+
+    /// Takes entries that are in order; tells whether they were.
+    pub(super) fn from_entries(entries: Vec<LabelEntry>) -> Option<Labels> {
+        let id_bytes = entries.iter().map(|label| heap_bytes(&label.transaction_id)).sum();
+        entries.is_sorted().then_some(Labels { entries, id_bytes })
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.entries.capacity() * size_of::<LabelEntry>() + self.id_bytes
+    }
+}
+
+/// What an id takes beyond its own size. By its length, which a copy has too.
+fn heap_bytes(id: &Id) -> usize {
+    if id.is_heap_allocated() { id.len() } else { 0 }
+}

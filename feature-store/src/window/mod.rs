@@ -1,0 +1,94 @@
+//! The events of one entity, kept so that any window over them can be read at any event time.
+
+mod codec;
+mod labels;
+mod series;
+mod tiles;
+
+use schemas::{EventTime, Id};
+
+use labels::{LabelEntry, Labels};
+pub(crate) use series::{Needs, Sample, Series, SeriesSpec, Window};
+
+/// Transactions and labels of one entity within the reach of its windows: one [`Series`] for each
+/// filter and value of the view's definition.
+///
+/// A window is two binary searches and a subtraction, O(log n), and
+/// exact: totals are integers, so they do not depend on how the state was built up. A window's
+/// sum is exact up to 9.2·10^14 units of the value.
+#[derive(Clone, Debug, Default)]
+pub struct WindowState {
+    series: Vec<Series>,
+    labels: Labels,
+}
+
+impl WindowState {
+    /// Adds an event to series `index` of `specs`, the view's, and tells whether it is kept by itself.
+    #[inline]
+    pub(crate) fn insert(&mut self, specs: &[SeriesSpec], index: usize, time: EventTime, sample: Sample) -> bool {
+        for spec in &specs[self.series.len().min(specs.len())..] {
+            self.series.push(Series::new(spec.needs));
+        }
+        // Never so in a state that was written under these definitions.
+        if self.series[index].needs != specs[index].needs {
+            self.series[index] = Series::new(specs[index].needs);
+        }
+        self.series[index].insert(&specs[index], time, sample)
+    }
+
+    pub(crate) fn series(&self, specs: &[SeriesSpec], index: usize) -> Option<&Series> {
+        self.series.get(index).filter(|series| series.needs == specs[index].needs)
+    }
+
+    /// Adds what became known of a transaction. The same label again changes nothing, and the
+    /// order in which labels come doesn't matter.
+    pub fn insert_label(&mut self, transaction_id: &Id, transaction_time: EventTime, known: EventTime, fraud: bool) {
+        self.labels.insert(LabelEntry { transaction_time, transaction_id: transaction_id.clone(), known, fraud });
+    }
+
+    /// Number of transactions in `(from, end]` that are fraud by the last label known at `known_by`.
+    pub(crate) fn frauds(&self, from: EventTime, end: EventTime, known_by: EventTime) -> u64 {
+        self.labels.frauds(from, end, known_by)
+    }
+
+    /// Forgets what happened at `through` or before.
+    pub(crate) fn evict(&mut self, specs: &[SeriesSpec], through: EventTime) {
+        for (series, spec) in self.series.iter_mut().zip(specs) {
+            series.evict(spec.tile, through);
+        }
+        self.labels.evict(through);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.series.iter().all(Series::is_empty) && self.labels.is_empty()
+    }
+
+    /// Number of events kept one by one, in the series that keeps most.
+    pub fn len(&self) -> usize {
+        self.series.iter().map(|series| series.events.len()).max().unwrap_or(0)
+    }
+
+    /// Time of the newest transaction kept.
+    pub fn newest(&self) -> Option<EventTime> {
+        self.series.iter().filter_map(|series| series.events.back().map(|event| event.time)).max()
+    }
+
+    /// Memory in use, in bytes.
+    #[inline]
+    pub fn bytes(&self) -> usize {
+        let series: usize = self.series.iter().map(|series| size_of::<Series>() + series.heap_bytes()).sum();
+        size_of::<WindowState>() + series + self.labels.heap_bytes()
+    }
+}
+
+/// Equal states give equal features; where they come from doesn't matter.
+impl PartialEq for WindowState {
+    fn eq(&self, other: &WindowState) -> bool {
+        let encoded = |state: &WindowState| {
+            let mut bytes = Vec::new();
+            state.encode(&mut bytes);
+            bytes
+        };
+        encoded(self) == encoded(other)
+    }
+}

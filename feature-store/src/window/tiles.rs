@@ -1,0 +1,190 @@
+//! What is known of events too many to be kept one by one: sums, extremes and ends of each stretch of time.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use schemas::EventTime;
+
+/// Tiles in order of time; those without events are left out.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Tiles {
+    tiles: VecDeque<Tile>,
+    /// The running sums before the first tile kept.
+    base: Part,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Tile {
+    begin: i64,
+    first: EventTime,
+    last: EventTime,
+    last_value: i64,
+    least: i64,
+    most: i64,
+    /// Up to and with this tile.
+    running: Part,
+}
+
+/// Sums over some events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) count: u64,
+    pub(super) total: i64,
+    pub(super) squares: i128,
+}
+
+/// One tile, apart from those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stretch {
+    pub(super) begin: i64,
+    pub(super) first: EventTime,
+    pub(super) last: EventTime,
+    pub(super) last_value: i64,
+    pub(super) least: i64,
+    pub(super) most: i64,
+    pub(super) sums: Part,
+}
+
+impl Part {
+    fn of(value: i64) -> Part {
+        Part { count: 1, total: value, squares: i128::from(value).wrapping_mul(i128::from(value)) }
+    }
+
+    fn plus(self, other: Part) -> Part {
+        Part {
+            count: self.count.wrapping_add(other.count),
+            total: self.total.wrapping_add(other.total),
+            squares: self.squares.wrapping_add(other.squares),
+        }
+    }
+
+    fn minus(self, other: Part) -> Part {
+        Part {
+            count: self.count.wrapping_sub(other.count),
+            total: self.total.wrapping_sub(other.total),
+            squares: self.squares.wrapping_sub(other.squares),
+        }
+    }
+}
+
+/// The begin of the tile that holds `time`.
+pub(super) fn begin_of(tile: i64, time: EventTime) -> i64 {
+    let millis = time.as_millis();
+    millis.saturating_sub(millis.rem_euclid(tile))
+}
+
+impl Tiles {
+    /// Adds an event behind all of its time and before.
+    pub(super) fn add(&mut self, tile: i64, time: EventTime, value: i64) {
+        let begin = begin_of(tile, time);
+        let index = match self.tiles.back() {
+            Some(newest) if newest.begin == begin => self.tiles.len() - 1,
+            _ => {
+                let index = self.tiles.partition_point(|known| known.begin < begin);
+                if self.tiles.get(index).is_none_or(|known| known.begin != begin) {
+                    let running = self.running_before(index);
+                    let empty = Tile {
+                        begin,
+                        first: EventTime::MAX,
+                        last: EventTime::MIN,
+                        last_value: 0,
+                        least: i64::MAX,
+                        most: i64::MIN,
+                        running,
+                    };
+                    self.tiles.insert(index, empty);
+                }
+                index
+            }
+        };
+        let held = &mut self.tiles[index];
+        held.first = held.first.min(time);
+        if time >= held.last {
+            (held.last, held.last_value) = (time, value);
+        }
+        (held.least, held.most) = (held.least.min(value), held.most.max(value));
+        for later in self.tiles.range_mut(index..) {
+            later.running = later.running.plus(Part::of(value));
+        }
+    }
+
+    /// Forgets the tiles of which all happened at `through` or before.
+    pub(super) fn evict(&mut self, tile: i64, through: EventTime) {
+        while let Some(oldest) = self.tiles.front()
+            && oldest.begin.saturating_add(tile - 1) <= through.as_millis()
+        {
+            self.base = oldest.running;
+            self.tiles.pop_front();
+        }
+    }
+
+    /// The tiles of `(from, end]`, both rounded down to a tile's begin; without `end`, all from there on.
+    pub(super) fn range(&self, tile: i64, from: EventTime, end: Option<EventTime>) -> Range<usize> {
+        let first = begin_of(tile, from);
+        let start = self.tiles.partition_point(|known| known.begin < first);
+        let end = match end {
+            Some(end) => {
+                let last = begin_of(tile, end);
+                self.tiles.partition_point(|known| known.begin < last)
+            }
+            None => self.tiles.len(),
+        };
+        start.min(end)..end
+    }
+
+    /// Sums over tiles.
+    pub(super) fn part(&self, range: Range<usize>) -> Part {
+        self.running_before(range.end).minus(self.running_before(range.start))
+    }
+
+    fn running_before(&self, index: usize) -> Part {
+        if index == 0 { self.base } else { self.tiles[index - 1].running }
+    }
+
+    /// Smallest and largest value in tiles.
+    pub(super) fn extremes(&self, range: Range<usize>) -> (i64, i64) {
+        self.tiles
+            .range(range)
+            .fold((i64::MAX, i64::MIN), |(least, most), tile| (least.min(tile.least), most.max(tile.most)))
+    }
+
+    /// Time of the first event in a tile.
+    pub(super) fn first(&self, index: usize) -> EventTime {
+        self.tiles[index].first
+    }
+
+    /// Time and value of the last event in a tile.
+    pub(super) fn last(&self, index: usize) -> (EventTime, i64) {
+        (self.tiles[index].last, self.tiles[index].last_value)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.tiles.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.tiles.len()
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.tiles.capacity() * size_of::<Tile>()
+    }
+
+    pub(super) fn stretches(&self) -> impl Iterator<Item = Stretch> + '_ {
+        self.tiles.iter().enumerate().map(|(index, tile)| {
+            let &Tile { begin, first, last, last_value, least, most, running } = tile;
+            Stretch { begin, first, last, last_value, least, most, sums: running.minus(self.running_before(index)) }
+        })
+    }
+
+    /// Adds a tile behind all others; tells whether it was one.
+    pub(super) fn push(&mut self, stretch: Stretch) -> bool {
+        if self.tiles.back().is_some_and(|newest| newest.begin >= stretch.begin || newest.last > stretch.first) {
+            return false;
+        }
+        let Stretch { begin, first, last, last_value, least, most, sums } = stretch;
+        let running = self.running_before(self.tiles.len()).plus(sums);
+        self.tiles.push_back(Tile { begin, first, last, last_value, least, most, running });
+        true
+    }
+}
