@@ -4,6 +4,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::log::{LogError, Result};
 
@@ -41,10 +42,15 @@ impl DataDirectory {
             .truncate(false)
             .open(&marker_path)
             .map_err(|error| unusable(error.to_string()))?;
-        marker.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => LogError::InUse(path.display().to_string()),
-            TryLockError::Error(error) => unusable(error.to_string()),
-        })?;
+        // A process that was killed may let go a moment after its end is seen.
+        let patience = Instant::now() + Duration::from_secs(2);
+        while let Err(error) = marker.try_lock() {
+            match error {
+                TryLockError::WouldBlock if Instant::now() < patience => std::thread::sleep(Duration::from_millis(10)),
+                TryLockError::WouldBlock => return Err(LogError::InUse(path.display().to_string())),
+                TryLockError::Error(error) => return Err(unusable(error.to_string())),
+            }
+        }
         let mut text = String::new();
         marker.read_to_string(&mut text).map_err(|error| unusable(error.to_string()))?;
         let created = text.is_empty();
