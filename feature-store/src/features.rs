@@ -1,5 +1,6 @@
 //! Definitions compiled to what the hot path runs: slots, windows, and the vector's layout.
 
+use std::cell::LazyCell;
 use std::path::Path;
 use std::time::Duration;
 
@@ -175,26 +176,14 @@ impl FeatureSet {
     pub fn join(
         &self,
         transaction: &Transaction,
-        mut own: Option<&mut WindowState>,
+        own: Option<&mut WindowState>,
         shared: &[Option<&WindowState>],
         scratch: &mut Scratch,
         values: &mut [f64],
     ) {
-        let view = self.view_of(Entity::CardId);
-        for step in &self.join {
-            match step {
-                Step::Shared(index) => {
-                    self.views[*index].evaluate(shared.get(*index).copied().flatten(), transaction.event_time, values);
-                }
-                step => {
-                    if let (Some(view), Some(state)) = (view, own.as_deref_mut()) {
-                        view.step(step, transaction, state, &mut scratch.current, values);
-                    } else if let Step::Compute(slot, formula) = step {
-                        values[*slot] = formula.value(transaction, values);
-                    }
-                }
-            }
-        }
+        let own = own.and_then(|state| self.view_of(Entity::CardId).map(|view| (view, state)));
+        let shared = |view: usize| (&self.views[view], shared.get(view).copied().flatten());
+        run(&self.join, transaction, own, shared, &mut scratch.current, values);
     }
 
     /// Fills in the features that are left, once an event is joined, and appends the vector to `out` in the layout's order.
@@ -245,37 +234,13 @@ impl View {
     pub fn apply(&self, transaction: &Transaction, state: &mut WindowState, scratch: &mut Scratch) {
         let Scratch { current, values } = scratch;
         values.resize(self.width, f64::NAN);
-        for step in &self.apply {
-            self.step(step, transaction, state, current, values);
-        }
+        // What goes into a view never depends on other views; see the compiler.
+        run(&self.apply, transaction, Some((self, state)), |_| (self, None), current, values);
     }
 
     /// Forgets what happened at `through` or before.
     pub fn evict(&self, state: &mut WindowState, through: EventTime) {
         state.evict(&self.specs, through);
-    }
-
-    #[inline]
-    fn step(
-        &self,
-        step: &Step,
-        transaction: &Transaction,
-        state: &mut WindowState,
-        current: &mut Vec<Current>,
-        values: &mut [f64],
-    ) {
-        match step {
-            Step::Compute(slot, formula) => values[*slot] = formula.value(transaction, values),
-            Step::Insert(index) => {
-                current.resize(self.series.len(), Current::default());
-                current[*index] = self.insert(*index, transaction, state, values);
-            }
-            Step::Read(index) => {
-                let current = current.get(*index).copied().unwrap_or_default();
-                self.read(*index, Some(state), transaction.event_time, current, values);
-            }
-            Step::Shared(_) => {}
-        }
     }
 
     #[inline]
@@ -316,12 +281,11 @@ impl View {
             let from = end - range.over;
             let without_current = current.kept && !range.include_current && range.offset.is_zero();
             let window = series.window(spec.tile, from, end, without_current);
+            let frauds = LazyCell::new(|| self.frauds(spec, state, from, end, at) as f64);
             for feature in &range.features {
                 let value = match feature.aggregate {
-                    Aggregate::FraudCount => self.frauds(spec, state, from, end, at) as f64,
-                    Aggregate::FraudRate => {
-                        self.frauds(spec, state, from, end, at) as f64 / series.count(&window) as f64
-                    }
+                    Aggregate::FraudCount => *frauds,
+                    Aggregate::FraudRate => *frauds / series.count(&window) as f64,
                     _ => aggregated(feature, series, &window, at, current.value),
                 };
                 values[feature.slot] = if value.is_finite() { value } else { feature.empty };
@@ -340,6 +304,38 @@ impl View {
         // With the transactions in tiles, frauds are counted over the same ones.
         let bound = |time| if spec.exact == 0 { spec.begin_of_tile(time) - Duration::from_millis(1) } else { time };
         state.map_or(0, |state| state.frauds(bound(from), bound(end), at - self.staleness))
+    }
+}
+
+/// Takes `steps` for an event: `own` is the view that it goes into, with its entity's state, and
+/// `shared` gives each of the others, with the state of theirs.
+#[inline]
+fn run<'a>(
+    steps: &[Step],
+    transaction: &Transaction,
+    mut own: Option<(&View, &mut WindowState)>,
+    shared: impl Fn(usize) -> (&'a View, Option<&'a WindowState>),
+    current: &mut Vec<Current>,
+    values: &mut [f64],
+) {
+    if let Some((view, _)) = &own {
+        current.resize(view.series.len(), Current::default());
+    }
+    for step in steps {
+        match (step, &mut own) {
+            (Step::Compute(slot, formula), _) => values[*slot] = formula.value(transaction, values),
+            (Step::Shared(index), _) => {
+                let (view, state) = shared(*index);
+                view.evaluate(state, transaction.event_time, values);
+            }
+            (Step::Insert(index), Some((view, state))) => {
+                current[*index] = view.insert(*index, transaction, state, values);
+            }
+            (Step::Read(index), Some((view, state))) => {
+                view.read(*index, Some(state), transaction.event_time, current[*index], values);
+            }
+            (Step::Insert(_) | Step::Read(_), None) => {}
+        }
     }
 }
 

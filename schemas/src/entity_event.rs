@@ -1,4 +1,4 @@
-use crate::{Amount, CodecError, EventTime, Id, Label, Reader, Transaction, write_signed, write_unsigned};
+use crate::{Amount, CodecError, EventTime, Id, Label, Reader, Transaction, write_bytes, write_signed, write_unsigned};
 
 const VERSION: u8 = 2;
 const KIND_TRANSACTION: u8 = 0;
@@ -9,10 +9,8 @@ const KIND_PROGRESS: u8 = 2;
 /// for itself, in a compact binary form, version 2.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntityEvent {
-    Transaction {
-        entity: Id,
-        transaction: Transaction,
-    },
+    /// By its terminal.
+    Transaction(Transaction),
     Label {
         entity: Id,
         transaction_id: Id,
@@ -28,10 +26,6 @@ pub enum EntityEvent {
 }
 
 impl EntityEvent {
-    pub fn of_transaction(transaction: &Transaction) -> EntityEvent {
-        EntityEvent::Transaction { entity: transaction.terminal_id.clone(), transaction: transaction.clone() }
-    }
-
     pub fn of_label(label: Label) -> EntityEvent {
         EntityEvent::Label {
             entity: label.terminal_id,
@@ -46,19 +40,18 @@ impl EntityEvent {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.push(VERSION);
         match self {
-            EntityEvent::Transaction { entity, transaction } => {
+            EntityEvent::Transaction(transaction) => {
                 out.push(KIND_TRANSACTION);
-                write_text(out, entity);
-                write_text(out, &transaction.transaction_id);
+                write_bytes(out, transaction.transaction_id.as_bytes());
                 write_signed(out, transaction.event_time.as_millis());
-                write_text(out, &transaction.card_id);
-                write_text(out, &transaction.terminal_id);
+                write_bytes(out, transaction.card_id.as_bytes());
+                write_bytes(out, transaction.terminal_id.as_bytes());
                 write_signed(out, transaction.amount.units());
             }
             EntityEvent::Label { entity, transaction_id, transaction_time, label_time, fraud } => {
                 out.push(KIND_LABEL);
-                write_text(out, entity);
-                write_text(out, transaction_id);
+                write_bytes(out, entity.as_bytes());
+                write_bytes(out, transaction_id.as_bytes());
                 write_signed(out, transaction_time.as_millis());
                 write_signed(out, label_time.as_millis());
                 out.push(u8::from(*fraud));
@@ -82,16 +75,13 @@ impl EntityEvent {
         }
         let time = |reader: &mut Reader| reader.signed().map(EventTime::from_millis);
         let event = match reader.byte()? {
-            KIND_TRANSACTION => EntityEvent::Transaction {
-                entity: reader.text()?.into(),
-                transaction: Transaction {
-                    transaction_id: reader.text()?.into(),
-                    event_time: time(&mut reader)?,
-                    card_id: reader.text()?.into(),
-                    terminal_id: reader.text()?.into(),
-                    amount: Amount::from_units(reader.signed()?),
-                },
-            },
+            KIND_TRANSACTION => EntityEvent::Transaction(Transaction {
+                transaction_id: reader.text()?.into(),
+                event_time: time(&mut reader)?,
+                card_id: reader.text()?.into(),
+                terminal_id: reader.text()?.into(),
+                amount: Amount::from_units(reader.signed()?),
+            }),
             KIND_LABEL => EntityEvent::Label {
                 entity: reader.text()?.into(),
                 transaction_id: reader.text()?.into(),
@@ -116,11 +106,6 @@ impl EntityEvent {
     }
 }
 
-fn write_text(out: &mut Vec<u8>, text: &str) {
-    write_unsigned(out, text.len() as u64);
-    out.extend_from_slice(text.as_bytes());
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,7 +114,7 @@ mod tests {
     fn round_trips_and_refuses_every_cut() {
         let time = EventTime::from_millis(1_522_540_831_000);
         let events = [
-            EntityEvent::of_transaction(&Transaction {
+            EntityEvent::Transaction(Transaction {
                 transaction_id: "7".into(),
                 event_time: time,
                 card_id: "596".into(),

@@ -23,7 +23,7 @@ pub use partition::partition_for_key;
 pub use score::{Alert, Score};
 pub use time::EventTime;
 pub use transaction::{DecodeError, Transaction};
-pub use varint::{CodecError, Reader, write_signed, write_unsigned};
+pub use varint::{CodecError, Reader, write_bytes, write_signed, write_unsigned};
 
 /// An identifier of an entity or an event. Up to 24 bytes are held inline, so the ids of a
 /// record are decoded without an allocation.

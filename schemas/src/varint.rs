@@ -31,6 +31,13 @@ pub fn write_signed(out: &mut Vec<u8>, value: i64) {
     write_unsigned(out, ((value << 1) ^ (value >> 63)) as u64);
 }
 
+/// Appends `bytes` behind their number, as [`Reader::text`] reads them.
+#[inline]
+pub fn write_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
+    write_unsigned(out, bytes.len() as u64);
+    out.extend_from_slice(bytes);
+}
+
 /// Reads an encoding front to back; never past its end.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {

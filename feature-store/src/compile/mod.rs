@@ -101,8 +101,7 @@ impl Compiler<'_> {
 
     fn declare_computed(&mut self, computed: &Computed) -> Result<(), DefinitionError> {
         let parsed = self.parse(&computed.value)?;
-        self.declare(&computed.name, computed.name.value.clone(), parsed.to_string(), Origin::Parsed(parsed))?;
-        Ok(())
+        self.declare(&computed.name, computed.name.value.clone(), parsed.to_string(), Origin::Parsed(parsed))
     }
 
     fn declare(
@@ -111,7 +110,7 @@ impl Compiler<'_> {
         name: String,
         definition: String,
         origin: Origin,
-    ) -> Result<usize, DefinitionError> {
+    ) -> Result<(), DefinitionError> {
         if name.is_empty() || name.contains([':', '{', '}', '`']) || name.contains(char::is_whitespace) {
             return Err(
                 self.error(at, format!("`{name}` is no name for a feature: no spaces, colons, braces or backticks"))
@@ -126,7 +125,7 @@ impl Compiler<'_> {
         }
         let at = at.referenced;
         self.features.push(Feature { name, at, definition, origin, nullable: false, signed: false });
-        Ok(slot)
+        Ok(())
     }
 
     fn window_name(&self, name: &Spanned<String>, over: Span, several: bool) -> Result<String, DefinitionError> {
@@ -154,7 +153,7 @@ impl Compiler<'_> {
         for computed in computed {
             let slot = self.slots[&computed.name.value];
             let Origin::Parsed(parsed) = &self.features[slot].origin else { continue };
-            let formula = self.resolve(&parsed.clone(), &computed.value)?;
+            let formula = self.resolve(parsed, &computed.value)?;
             self.features[slot].origin = Origin::Computed(formula);
         }
         for (index, definition) in definitions.views.iter().enumerate() {

@@ -10,8 +10,11 @@ use crate::expression::{Field, Formula, IdField, Source};
 use crate::features::{DefinitionError, RangePlan, SeriesPlan, Value, View, WindowFeature};
 use crate::window::{Needs, SeriesSpec};
 
-/// The newest events that a card's windows keep one by one, if the definition doesn't say.
-const EXACT: Exact = Exact(1000);
+/// How many events a view keeps one by one, if the definition doesn't say.
+fn default_exact(entity: Entity) -> Exact {
+    if entity == Entity::CardId { Exact(1000) } else { Exact::ALL }
+}
+
 const TILE: Span = Span(Duration::from_secs(3600));
 
 impl Compiler<'_> {
@@ -36,7 +39,7 @@ impl Compiler<'_> {
                 return Err(self.error(name, format!("the events of a {} are spread over the partitions; say how stale the view may be, as in `staleness: 3d`", definition.entity)));
             }
         };
-        let exact = definition.exact.as_ref().map_or(if owned { EXACT } else { Exact::ALL }, |exact| exact.value);
+        let exact = definition.exact.as_ref().map_or(default_exact(definition.entity), |exact| exact.value);
         if let Some(at) = &definition.exact
             && !owned
             && !matches!(exact, Exact::ALL | Exact(0))
@@ -128,8 +131,7 @@ impl Compiler<'_> {
             if let Some((matches, _)) = &matches {
                 definition += &format!(", match {matches}");
             }
-            let default = if layout.definition.entity == Entity::CardId { EXACT } else { Exact::ALL };
-            if (layout.exact, layout.tile) != (default, TILE) {
+            if (layout.exact, layout.tile) != (default_exact(layout.definition.entity), TILE) {
                 definition += &format!(", exact {}, tile {}", layout.exact, layout.tile);
             }
             let slot = self.slots[&name];

@@ -1,11 +1,11 @@
 //! The binary form of a state, version 2: what came in, from which the rest is computed again.
 
-use schemas::{Amount, CodecError, EventTime, Reader, write_signed, write_unsigned};
+use schemas::{Amount, CodecError, EventTime, Reader, write_bytes, write_signed, write_unsigned};
 
 use super::WindowState;
 use super::labels::{LabelEntry, Labels};
 use super::series::{Needs, Sample, Series, SeriesSpec};
-use super::tiles::{Part, Stretch, Tiles};
+use super::tiles::{Part, Tile, Tiles};
 
 const VERSION: u8 = 2;
 
@@ -33,8 +33,7 @@ impl WindowState {
             write_scaled(out, transaction_time.wrapping_sub(time), SECOND);
             write_scaled(out, label.known.as_millis().wrapping_sub(transaction_time), SECOND);
             out.push(u8::from(label.fraud));
-            write_unsigned(out, label.transaction_id.len() as u64);
-            out.extend_from_slice(label.transaction_id.as_bytes());
+            write_bytes(out, label.transaction_id.as_bytes());
             time = transaction_time;
         }
     }
@@ -91,18 +90,18 @@ fn encode_series(series: &Series, out: &mut Vec<u8>) {
     let tiles = series.columns.as_ref().map_or(&empty, |columns| &columns.tiles);
     write_unsigned(out, tiles.len() as u64);
     let mut time = 0i64;
-    for stretch in tiles.stretches() {
-        write_scaled(out, stretch.begin.wrapping_sub(time), SECOND);
-        write_scaled(out, stretch.first.as_millis().wrapping_sub(stretch.begin), SECOND);
-        write_scaled(out, stretch.last.as_millis().wrapping_sub(stretch.first.as_millis()), SECOND);
-        write_unsigned(out, stretch.sums.count);
+    for (tile, sums) in tiles.iter() {
+        write_scaled(out, tile.begin.wrapping_sub(time), SECOND);
+        write_scaled(out, tile.first.as_millis().wrapping_sub(tile.begin), SECOND);
+        write_scaled(out, tile.last.as_millis().wrapping_sub(tile.first.as_millis()), SECOND);
+        write_unsigned(out, sums.count);
         if has_value(needs) {
-            for value in [stretch.last_value, stretch.least, stretch.most, stretch.sums.total] {
+            for value in [tile.last_value, tile.least, tile.most, sums.total] {
                 write_scaled(out, value, CENT);
             }
-            out.extend_from_slice(&stretch.sums.squares.to_le_bytes());
+            out.extend_from_slice(&sums.squares.to_le_bytes());
         }
-        time = stretch.begin;
+        time = tile.begin;
     }
 }
 
@@ -144,9 +143,9 @@ fn decode_series(reader: &mut Reader<'_>) -> Result<Series, CodecError> {
         }
         let (first, last) = (EventTime::from_millis(first), EventTime::from_millis(last));
         let oldest = series.events.front().map(|event| event.time);
-        let stretch = Stretch { begin, first, last, last_value, least, most, sums };
+        let tile = Tile { begin, first, last, last_value, least, most };
         let sound = first <= last && oldest.is_none_or(|oldest| last <= oldest);
-        if !sound || !series.columns.get_or_insert_default().tiles.push(stretch) {
+        if !sound || !series.tiles_mut().push(tile, sums) {
             return Err(CodecError::Invalid("a tile that is out of order"));
         }
     }

@@ -133,8 +133,7 @@ impl Series {
         let newest = self.events.back().is_none_or(|last| last.time <= time);
         let position = if newest { self.events.len() } else { self.position_after(time) };
         if position == 0 && self.events.len() >= spec.exact {
-            let tiles = &mut self.columns.get_or_insert_default().tiles;
-            tiles.add(spec.tile, time, sample.value);
+            self.tiles_mut().add(spec.tile, time, sample.value);
             return false;
         }
         let value = if self.needs.has(Needs::TOTAL) { sample.value } else { 0 };
@@ -150,8 +149,10 @@ impl Series {
         if self.needs.has_columns() {
             self.insert_columns(position, sample);
         }
-        if self.events.len() > spec.exact {
-            self.move_to_tile(spec.tile);
+        if self.events.len() > spec.exact
+            && let Some((time, value)) = self.pop()
+        {
+            self.tiles_mut().add(spec.tile, time, value);
         }
         true
     }
@@ -207,21 +208,19 @@ impl Series {
         self.columns = Some(columns);
     }
 
-    /// Drops the oldest event.
-    fn pop(&mut self) -> Option<(EventTime, Sample)> {
-        let sample = Sample { value: self.value_at(0)?, matches: self.matches_at(0) };
+    /// Drops the oldest event; returns its time and value.
+    fn pop(&mut self) -> Option<(EventTime, i64)> {
+        let value = self.value_at(0)?;
         let event = self.events.pop_front()?;
         self.base = event.total;
         if let Some(columns) = &mut self.columns {
             columns.pop();
         }
-        Some((event.time, sample))
+        Some((event.time, value))
     }
 
-    fn move_to_tile(&mut self, tile: i64) {
-        if let Some((time, sample)) = self.pop() {
-            self.columns.get_or_insert_default().tiles.add(tile, time, sample.value);
-        }
+    pub(super) fn tiles_mut(&mut self) -> &mut Tiles {
+        &mut self.columns.get_or_insert_default().tiles
     }
 
     /// Forgets what happened at `through` or before.
@@ -273,6 +272,7 @@ impl Series {
         self.events.partition_point(|event| event.time <= time)
     }
 
+    #[inline]
     fn tiled(&self, window: &Window) -> Part {
         match &self.columns {
             Some(columns) if !window.tiles.is_empty() => columns.tiles.part(window.tiles.clone()),
@@ -282,14 +282,13 @@ impl Series {
 
     #[inline]
     pub(crate) fn count(&self, window: &Window) -> u64 {
-        let exact = window.events.len() as u64;
-        if window.tiles.is_empty() { exact } else { exact + self.tiled(window).count }
+        window.events.len() as u64 + self.tiled(window).count
     }
 
     #[inline]
     pub(crate) fn total(&self, window: &Window) -> i64 {
         let exact = self.total_before(window.events.end).wrapping_sub(self.total_before(window.events.start));
-        if window.tiles.is_empty() { exact } else { exact.wrapping_add(self.tiled(window).total) }
+        exact.wrapping_add(self.tiled(window).total)
     }
 
     pub(crate) fn squares(&self, window: &Window) -> i128 {

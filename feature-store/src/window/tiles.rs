@@ -8,22 +8,13 @@ use schemas::EventTime;
 /// Tiles in order of time; those without events are left out.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tiles {
-    tiles: VecDeque<Tile>,
+    tiles: VecDeque<(Tile, Running)>,
     /// The running sums before the first tile kept.
-    base: Part,
+    base: Running,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Tile {
-    begin: i64,
-    first: EventTime,
-    last: EventTime,
-    last_value: i64,
-    least: i64,
-    most: i64,
-    /// Up to and with this tile.
-    running: Part,
-}
+/// Sums up to and with a tile.
+type Running = Part;
 
 /// Sums over some events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,16 +24,15 @@ pub(super) struct Part {
     pub(super) squares: i128,
 }
 
-/// One tile, apart from those before it.
+/// What is known of the events of a stretch of time, sums aside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stretch {
+pub(super) struct Tile {
     pub(super) begin: i64,
     pub(super) first: EventTime,
     pub(super) last: EventTime,
     pub(super) last_value: i64,
     pub(super) least: i64,
     pub(super) most: i64,
-    pub(super) sums: Part,
 }
 
 impl Part {
@@ -78,10 +68,10 @@ impl Tiles {
     pub(super) fn add(&mut self, tile: i64, time: EventTime, value: i64) {
         let begin = begin_of(tile, time);
         let index = match self.tiles.back() {
-            Some(newest) if newest.begin == begin => self.tiles.len() - 1,
+            Some((newest, _)) if newest.begin == begin => self.tiles.len() - 1,
             _ => {
-                let index = self.tiles.partition_point(|known| known.begin < begin);
-                if self.tiles.get(index).is_none_or(|known| known.begin != begin) {
+                let index = self.position(begin);
+                if self.tiles.get(index).is_none_or(|(known, _)| known.begin != begin) {
                     let running = self.running_before(index);
                     let empty = Tile {
                         begin,
@@ -90,46 +80,42 @@ impl Tiles {
                         last_value: 0,
                         least: i64::MAX,
                         most: i64::MIN,
-                        running,
                     };
-                    self.tiles.insert(index, empty);
+                    self.tiles.insert(index, (empty, running));
                 }
                 index
             }
         };
-        let held = &mut self.tiles[index];
+        let (held, _) = &mut self.tiles[index];
         held.first = held.first.min(time);
         if time >= held.last {
             (held.last, held.last_value) = (time, value);
         }
         (held.least, held.most) = (held.least.min(value), held.most.max(value));
-        for later in self.tiles.range_mut(index..) {
-            later.running = later.running.plus(Part::of(value));
+        for (_, running) in self.tiles.range_mut(index..) {
+            *running = running.plus(Part::of(value));
         }
     }
 
     /// Forgets the tiles of which all happened at `through` or before.
     pub(super) fn evict(&mut self, tile: i64, through: EventTime) {
-        while let Some(oldest) = self.tiles.front()
+        while let Some((oldest, running)) = self.tiles.front()
             && oldest.begin.saturating_add(tile - 1) <= through.as_millis()
         {
-            self.base = oldest.running;
+            self.base = *running;
             self.tiles.pop_front();
         }
     }
 
     /// The tiles of `(from, end]`, both rounded down to a tile's begin; without `end`, all from there on.
     pub(super) fn range(&self, tile: i64, from: EventTime, end: Option<EventTime>) -> Range<usize> {
-        let first = begin_of(tile, from);
-        let start = self.tiles.partition_point(|known| known.begin < first);
-        let end = match end {
-            Some(end) => {
-                let last = begin_of(tile, end);
-                self.tiles.partition_point(|known| known.begin < last)
-            }
-            None => self.tiles.len(),
-        };
-        start.min(end)..end
+        let end = end.map_or(self.tiles.len(), |end| self.position(begin_of(tile, end)));
+        self.position(begin_of(tile, from)).min(end)..end
+    }
+
+    /// Of the first tile that begins at `begin` or later.
+    fn position(&self, begin: i64) -> usize {
+        self.tiles.partition_point(|(known, _)| known.begin < begin)
     }
 
     /// Sums over tiles.
@@ -138,24 +124,24 @@ impl Tiles {
     }
 
     fn running_before(&self, index: usize) -> Part {
-        if index == 0 { self.base } else { self.tiles[index - 1].running }
+        if index == 0 { self.base } else { self.tiles[index - 1].1 }
     }
 
     /// Smallest and largest value in tiles.
     pub(super) fn extremes(&self, range: Range<usize>) -> (i64, i64) {
         self.tiles
             .range(range)
-            .fold((i64::MAX, i64::MIN), |(least, most), tile| (least.min(tile.least), most.max(tile.most)))
+            .fold((i64::MAX, i64::MIN), |(least, most), (tile, _)| (least.min(tile.least), most.max(tile.most)))
     }
 
     /// Time of the first event in a tile.
     pub(super) fn first(&self, index: usize) -> EventTime {
-        self.tiles[index].first
+        self.tiles[index].0.first
     }
 
     /// Time and value of the last event in a tile.
     pub(super) fn last(&self, index: usize) -> (EventTime, i64) {
-        (self.tiles[index].last, self.tiles[index].last_value)
+        (self.tiles[index].0.last, self.tiles[index].0.last_value)
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -167,24 +153,22 @@ impl Tiles {
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
-        self.tiles.capacity() * size_of::<Tile>()
+        self.tiles.capacity() * size_of::<(Tile, Running)>()
     }
 
-    pub(super) fn stretches(&self) -> impl Iterator<Item = Stretch> + '_ {
-        self.tiles.iter().enumerate().map(|(index, tile)| {
-            let &Tile { begin, first, last, last_value, least, most, running } = tile;
-            Stretch { begin, first, last, last_value, least, most, sums: running.minus(self.running_before(index)) }
-        })
+    /// The tiles, each with its own sums.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&Tile, Part)> {
+        let tiles = self.tiles.iter().enumerate();
+        tiles.map(|(index, (tile, running))| (tile, running.minus(self.running_before(index))))
     }
 
     /// Adds a tile behind all others; tells whether it was one.
-    pub(super) fn push(&mut self, stretch: Stretch) -> bool {
-        if self.tiles.back().is_some_and(|newest| newest.begin >= stretch.begin || newest.last > stretch.first) {
-            return false;
+    pub(super) fn push(&mut self, tile: Tile, sums: Part) -> bool {
+        let behind = self.tiles.back().is_none_or(|(newest, _)| newest.begin < tile.begin && newest.last <= tile.first);
+        if behind {
+            let running = self.running_before(self.tiles.len()).plus(sums);
+            self.tiles.push_back((tile, running));
         }
-        let Stretch { begin, first, last, last_value, least, most, sums } = stretch;
-        let running = self.running_before(self.tiles.len()).plus(sums);
-        self.tiles.push_back(Tile { begin, first, last, last_value, least, most, running });
-        true
+        behind
     }
 }

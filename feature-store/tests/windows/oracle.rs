@@ -397,12 +397,11 @@ fn filter(side: Side) -> impl Strategy<Value = Filter> {
 fn windows(
     side: Side,
     exact: Option<usize>,
-    aggregates: &'static [&'static str],
     offset_ms: impl Strategy<Value = i64>,
 ) -> impl Strategy<Value = Vec<Window>> {
     let empty = proptest::option::of(prop_oneof![Just(0.0), Just(-1.5), Just(0.1), Just(1e6)]);
     let values = prop_oneof![2 => Just(Value::Amount), 1 => Just(Value::Relative), 1 => Just(Value::Other)];
-    let drawn = (proptest::sample::select(aggregates), over_ms(), offset_ms, any::<bool>(), empty);
+    let drawn = (proptest::sample::select(aggregates(side, exact)), over_ms(), offset_ms, any::<bool>(), empty);
     let window = (drawn, values, any::<bool>(), filter(side), filter(side)).prop_map(
         move |((aggregate, over_ms, offset_ms, include_current, empty), value, bare, filter, matches)| {
             let value = match (aggregate, value) {
@@ -451,45 +450,19 @@ fn transactions(lateness_ms: i64) -> impl Strategy<Value = Vec<Tx>> {
     })
 }
 
-const OF_CARDS: [&str; 15] = [
-    "count",
-    "sum",
-    "mean",
-    "min",
-    "max",
-    "std",
-    "distinct",
-    "last",
-    "time_since_last",
-    "first_seen",
-    "rank",
-    "run_length",
-    "time_since_match",
-    "time_since_run_start",
-    "others_since_match",
-];
-const OF_TERMINALS: [&str; 16] = [
-    "count",
-    "sum",
-    "mean",
-    "min",
-    "max",
-    "std",
-    "distinct",
-    "last",
-    "time_since_last",
-    "first_seen",
-    "fraud_count",
-    "fraud_rate",
-    "run_length",
-    "time_since_match",
-    "time_since_run_start",
-    "others_since_match",
-];
-/// Those that can do without events kept one by one.
-const OF_TILES: [&str; 11] =
-    ["count", "sum", "mean", "min", "max", "std", "last", "time_since_last", "first_seen", "fraud_count", "fraud_rate"];
-const OF_CARD_TILES: [&str; 9] = ["count", "sum", "mean", "min", "max", "std", "last", "time_since_last", "first_seen"];
+/// What can be asked for of a side, with so many events kept one by one.
+fn aggregates(side: Side, exact: Option<usize>) -> Vec<&'static str> {
+    let mut aggregates = vec!["count", "sum", "mean", "min", "max", "std", "last", "time_since_last", "first_seen"];
+    if exact != Some(0) {
+        aggregates.extend(["distinct", "run_length", "time_since_match", "time_since_run_start", "others_since_match"]);
+    }
+    match side {
+        Side::Card if exact == Some(0) => {}
+        Side::Card => aggregates.push("rank"),
+        Side::Terminal => aggregates.extend(["fraud_count", "fraud_rate"]),
+    }
+    aggregates
+}
 
 pub fn case() -> impl Strategy<Value = Case> {
     let bound = prop_oneof![3 => Just(None), 3 => (1..8_usize).prop_map(Some), 1 => Just(Some(0))];
@@ -503,10 +476,8 @@ pub fn case() -> impl Strategy<Value = Case> {
         // The edge itself, where nothing may come any more, is the millisecond after.
         let terminal_offset = prop_oneof![1 => Just(1), 2 => (1..=8_i64).prop_map(|seconds| seconds * 1000)]
             .prop_map(move |more| staleness_ms + lateness_ms + more);
-        let of_cards: &[&str] = if card_exact == Some(0) { &OF_CARD_TILES } else { &OF_CARDS };
-        let of_terminals: &[&str] = if tiled { &OF_TILES } else { &OF_TERMINALS };
-        let card = windows(Side::Card, card_exact, of_cards, card_offset);
-        let terminal = windows(Side::Terminal, terminal_exact, of_terminals, terminal_offset);
+        let card = windows(Side::Card, card_exact, card_offset);
+        let terminal = windows(Side::Terminal, terminal_exact, terminal_offset);
         let marks = || vec(prop::bool::weighted(0.2), 1..20);
         (card, terminal, transactions(lateness_ms), marks(), marks()).prop_map(
             move |(card, terminal, transactions, round_trips, evictions)| Case {

@@ -265,14 +265,15 @@ impl Stream for EntityStream {
     fn key(event: &EntityEvent) -> &Id {
         const NONE: &Id = &Id::const_new("");
         match event {
-            EntityEvent::Transaction { entity, .. } | EntityEvent::Label { entity, .. } => entity,
+            EntityEvent::Transaction(transaction) => &transaction.terminal_id,
+            EntityEvent::Label { entity, .. } => entity,
             EntityEvent::Progress { .. } => NONE,
         }
     }
 
     fn apply(&mut self, event: &EntityEvent, state: &mut WindowState) {
         match event {
-            EntityEvent::Transaction { transaction, .. } => {
+            EntityEvent::Transaction(transaction) => {
                 if let Some(view) = self.features.view_of(Entity::TerminalId) {
                     view.apply(transaction, state, &mut self.scratch);
                 }

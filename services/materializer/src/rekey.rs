@@ -160,8 +160,8 @@ impl Rekeyer {
         states.advance(record.offset + 1);
         // What is no transaction becomes a dead letter in the scorer, which draws the same line.
         let Ok(transaction) = states.stream.0.check(record) else { return };
-        let event = EntityEvent::of_transaction(&transaction);
-        self.write(&transaction.terminal_id, record.timestamp_us, &event);
+        let terminal = transaction.terminal_id.clone();
+        self.write(&terminal, record.timestamp_us, &EntityEvent::Transaction(transaction));
     }
 
     fn label(&mut self, record: Record) {

@@ -7,7 +7,7 @@
 //! their lengths.
 
 use bytes::Bytes;
-use schemas::{CodecError, Reader, write_signed, write_unsigned};
+use schemas::{CodecError, Reader, write_bytes, write_signed, write_unsigned};
 
 use crate::log::{OutRecord, Record};
 
@@ -70,11 +70,6 @@ impl BatchWriter {
         self.bytes[LATEST_AT..HEADER_BYTES].copy_from_slice(&latest_us.to_be_bytes());
         (Bytes::from(self.bytes), latest_us)
     }
-}
-
-fn write_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    write_unsigned(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
 }
 
 /// Reads a stored batch front to back; keys and values are slices of it, not copies.
