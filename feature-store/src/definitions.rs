@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use schemas::{Id, Transaction};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
@@ -29,21 +30,46 @@ pub(crate) struct Computed {
     pub(crate) value: Spanned<String>,
 }
 
-/// Windows over the events of one entity.
+/// What is known of one entity: windows over its events, or its profile.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ViewDefinition {
     pub(crate) name: Spanned<String>,
     pub(crate) entity: Entity,
-    /// How far behind event time the view may be read; only for an entity whose events are spread
-    /// over the partitions.
+    /// How far behind event time the view may be read; for profiles, and for an entity whose events are spread
+    /// over the partitions. A value of a profile counts for events that come later than it by this, and up to a 16th more.
     pub(crate) staleness: Option<Span>,
+    /// How old a value of a profile may be; an older one is missing. Without it, values hold until they change.
+    pub(crate) ttl: Option<Spanned<Span>>,
+    /// Values that are known of the entity besides its events, from the topic `profiles`.
+    #[serde(default)]
+    pub(crate) profile: Vec<ProfileFeature>,
     /// How many of the newest events are kept one by one, for each entity, filter and value; older ones are kept in
     /// tiles, so that memory is bounded however busy an entity is. `all`: no tiles. 0: tiles only.
     pub(crate) exact: Option<Spanned<Exact>>,
     /// Length of a tile: bounds of windows among events in tiles are rounded down to a tile's begin.
     pub(crate) tile: Option<Spanned<Span>>,
+    /// Windows over the events of the entity.
+    #[serde(default)]
     pub(crate) windows: Vec<Windows>,
+}
+
+impl ViewDefinition {
+    /// Whether the scorer keeps it itself; all others are the materializer's.
+    pub(crate) fn is_owned(&self) -> bool {
+        self.entity == Entity::CardId && self.profile.is_empty()
+    }
+}
+
+/// A number of an entity's profile.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ProfileFeature {
+    pub(crate) name: Spanned<String>,
+    /// What profile updates call it, if not by the feature's name. True is 1, false 0.
+    pub(crate) field: Option<String>,
+    /// The value where there is none; missing if not given.
+    pub(crate) empty: Option<f64>,
 }
 
 /// What a view is keyed by: a field of the transaction.
@@ -56,7 +82,13 @@ pub enum Entity {
 }
 
 impl Entity {
-    pub const COUNT: usize = 2;
+    /// The entity's id in an event.
+    pub fn id_in(self, transaction: &Transaction) -> &Id {
+        match self {
+            Entity::CardId => &transaction.card_id,
+            Entity::TerminalId => &transaction.terminal_id,
+        }
+    }
 }
 
 impl fmt::Display for Entity {

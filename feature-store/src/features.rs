@@ -9,7 +9,7 @@ use schemas::{EventTime, FeatureLayout, Id, Transaction};
 use crate::compile;
 use crate::definitions::{Aggregate, Entity};
 use crate::expression::{Field, Formula, IdField, Source};
-use crate::window::{Sample, Series, SeriesSpec, Window, WindowState};
+use crate::window::{Held, Sample, Series, SeriesSpec, Window, WindowState};
 
 const DEFAULT_DEFINITIONS: &str = include_str!("../definitions/handbook.yaml");
 
@@ -50,7 +50,7 @@ pub(crate) enum Step {
     Shared(usize),
 }
 
-/// Windows over the events of one entity, and where their values go.
+/// What is known of one entity, and where the values go: windows over its events, or its profile.
 #[derive(Debug)]
 pub struct View {
     pub(crate) name: Id,
@@ -65,6 +65,37 @@ pub struct View {
     pub(crate) keep: Duration,
     /// Number of values of an event, those of other views included.
     pub(crate) width: usize,
+    pub(crate) profile: ProfilePlan,
+}
+
+/// The columns of a profile; none in a view of windows.
+#[derive(Debug, Default)]
+pub(crate) struct ProfilePlan {
+    pub(crate) columns: Vec<ProfileColumn>,
+    pub(crate) ttl: Option<Duration>,
+    /// The resolution in time by which values are kept and read, in milliseconds: a part of the staleness.
+    pub(crate) step: i64,
+}
+
+#[derive(Debug)]
+pub(crate) struct ProfileColumn {
+    pub(crate) slot: usize,
+    /// What updates call it.
+    pub(crate) field: Id,
+    /// Instead of a missing value.
+    pub(crate) empty: f64,
+}
+
+/// What is known of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Status {
+    Present,
+    /// The entity is known, and the value is missing: a mean over no events.
+    Null,
+    /// Nothing is known of the entity.
+    NotFound,
+    /// The value is older than the view's TTL.
+    OutsideMaxAge,
 }
 
 /// A series, what goes into it, and what is read off it.
@@ -152,13 +183,19 @@ impl FeatureSet {
         &self.views
     }
 
+    /// The windows of an entity.
     pub fn view_of(&self, entity: Entity) -> Option<&View> {
-        self.views.iter().find(|view| view.entity == entity)
+        self.views.iter().find(|view| view.entity == entity && !view.is_profile())
     }
 
     /// The views that others keep, with their places in [`FeatureSet::views`].
     pub fn shared_views(&self) -> impl Iterator<Item = (usize, &View)> {
-        self.views.iter().enumerate().filter(|(_, view)| view.entity != Entity::CardId)
+        self.views.iter().enumerate().filter(|(_, view)| !view.is_owned())
+    }
+
+    /// The view of profiles by this name, with its place in [`FeatureSet::views`].
+    pub fn profile_view(&self, name: &str) -> Option<(usize, &View)> {
+        self.views.iter().enumerate().find(|(_, view)| view.is_profile() && view.name == name)
     }
 
     pub fn allowed_lateness(&self) -> Duration {
@@ -212,8 +249,22 @@ impl View {
         self.entity
     }
 
+    pub fn is_profile(&self) -> bool {
+        !self.profile.columns.is_empty()
+    }
+
+    /// Whether the scorer keeps it itself, as the windows of cards; all others are the materializer's.
+    pub fn is_owned(&self) -> bool {
+        self.entity == Entity::CardId && !self.is_profile()
+    }
+
+    /// How old a value of a profile may be.
+    pub fn ttl(&self) -> Option<Duration> {
+        self.profile.ttl
+    }
+
     /// How far behind an event's time the view may be when it is read for it. Values are the same
-    /// wherever in that time it is: labels count once they have been known for so long, and
+    /// wherever in that time it is: labels and values of profiles count once they have been known for so long, and
     /// windows of transactions end longer ago, by more than the allowed lateness.
     pub fn staleness(&self) -> Duration {
         self.staleness
@@ -227,7 +278,8 @@ impl View {
     /// Slots of the view's values.
     pub fn slots(&self) -> impl Iterator<Item = usize> + '_ {
         let ranges = self.series.iter().flat_map(|series| &series.ranges);
-        ranges.flat_map(|range| range.features.iter().map(|feature| feature.slot))
+        let profile = self.profile.columns.iter().map(|column| column.slot);
+        ranges.flat_map(|range| range.features.iter().map(|feature| feature.slot)).chain(profile)
     }
 
     /// Brings an event into a state, and no more: what a replay does.
@@ -238,9 +290,31 @@ impl View {
         run(&self.apply, transaction, Some((self, state)), |_| (self, None), current, values);
     }
 
-    /// Forgets what happened at `through` or before.
+    /// Takes a profile update into a state: the numbers of the fields that the view has.
+    pub fn apply_profile<'a>(
+        &self,
+        event_time: EventTime,
+        values: impl Iterator<Item = (&'a Id, f64)>,
+        state: &mut WindowState,
+    ) {
+        for (field, value) in values {
+            let named = |column: &ProfileColumn| column.field == *field;
+            for (index, _) in self.profile.columns.iter().enumerate().filter(|(_, column)| named(column)) {
+                state.insert_profile(self.profile.step, index, Held { since: event_time, value });
+            }
+        }
+    }
+
+    /// Whether updates of the profile may have a value by this name.
+    pub fn has_field(&self, field: &str) -> bool {
+        self.profile.columns.iter().any(|column| column.field == field)
+    }
+
+    /// Forgets what happened at `through` or before; of a profile, what nobody asks for who joins an event after that by
+    /// the view's [`View::keep`].
     pub fn evict(&self, state: &mut WindowState, through: EventTime) {
         state.evict(&self.specs, through);
+        state.evict_profile(self.profile.step, through);
     }
 
     #[inline]
@@ -268,6 +342,40 @@ impl View {
     pub fn evaluate(&self, state: Option<&WindowState>, at: EventTime, values: &mut [f64]) {
         for index in 0..self.series.len() {
             self.read(index, state, at, Current::default(), values);
+        }
+        for index in 0..self.profile.columns.len() {
+            let column = &self.profile.columns[index];
+            let value = match self.profile_value(index, state, at) {
+                (Status::Present, value) => value,
+                _ => f64::NAN,
+            };
+            values[column.slot] = if value.is_finite() { value } else { column.empty };
+        }
+    }
+
+    /// What a value of the view, as [`View::evaluate`] gave it for `at`, is worth.
+    pub fn status(&self, state: Option<&WindowState>, at: EventTime, slot: usize, value: f64) -> Status {
+        let Some(column) = self.profile.columns.iter().position(|column| column.slot == slot) else {
+            let known = state.is_some_and(|state| !state.is_empty());
+            return match (known, value.is_nan()) {
+                (false, _) => Status::NotFound,
+                (true, true) => Status::Null,
+                (true, false) => Status::Present,
+            };
+        };
+        self.profile_value(column, state, at).0
+    }
+
+    fn profile_value(&self, column: usize, state: Option<&WindowState>, at: EventTime) -> (Status, f64) {
+        let known = state.filter(|state| !state.is_empty());
+        let Some(state) = known else { return (Status::NotFound, f64::NAN) };
+        match state.profile(self.profile.step, column, at - self.staleness) {
+            None => (Status::NotFound, f64::NAN),
+            Some(held) if self.profile.ttl.is_some_and(|ttl| held.since + ttl < at) => {
+                (Status::OutsideMaxAge, held.value)
+            }
+            Some(held) if held.value.is_nan() => (Status::Null, f64::NAN),
+            Some(held) => (Status::Present, held.value),
         }
     }
 

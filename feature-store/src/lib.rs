@@ -14,11 +14,11 @@ mod window;
 pub use backfill::Backfill;
 pub use definitions::Entity;
 pub use entities::EntityTable;
-pub use features::{DefinitionError, FeatureSet, Scratch, View};
+pub use features::{DefinitionError, FeatureSet, Scratch, Status, View};
 pub use store::{
     Checkpoint, CqlConsistency, CqlOptions, CqlReplication, CqlStore, EmbeddedStore, Migration, OnlineStore,
     PartitionCheckpoint, Read, RedisMode, RedisOptions, RedisStore, RemoteOptions, RemoteStore, Retry, StateWrite,
     StoreError, StoredState, Watermark,
 };
-pub use view_reader::{ViewRead, ViewReader, ViewState, Wanted};
+pub use view_reader::{ViewCounts, ViewRead, ViewReader, ViewState, Wanted};
 pub use window::WindowState;

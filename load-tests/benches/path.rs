@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use feature_store::{Entity, FeatureSet, OnlineStore, ViewReader};
+use feature_store::{Entity, FeatureSet, OnlineStore};
 use load_tests::{ChargebackDelay, Feed, SimulatorOptions};
 use materializer::{Materializer, MaterializerOptions};
 use models::{Artifact, Device, ModelThread, ServeOptions};
@@ -73,6 +73,7 @@ fn full_path(
         log.create_topic(&TopicSpec { name: topic.to_owned(), partitions: PARTITIONS, retention: None })?;
     }
     let store = log.store() as Arc<dyn OnlineStore>;
+
     let context = materializer::Context {
         log: Arc::clone(log) as Arc<dyn Log>,
         store: Arc::clone(&store),
@@ -81,6 +82,7 @@ fn full_path(
     };
     let mut materializer = Materializer::start(context, MaterializerOptions::default())?;
     let stats = Arc::new(Stats::default());
+    let views = scorer::worker::views(&**log, &store, features, scorer::worker::VIEW_CACHE_BYTES)?;
     let context = Context {
         log: Arc::clone(log) as Arc<dyn Log>,
         store,
@@ -88,6 +90,7 @@ fn full_path(
         model: model.clone(),
         clock: system_clock(),
         stats: Arc::clone(&stats),
+        views,
     };
     let mut worker = Worker::start(context, WorkerOptions::default(), 0)?;
     let mut feed = Feed::simulated(SimulatorOptions::default(), ChargebackDelay::default());
@@ -151,8 +154,8 @@ fn hops_alone(
         }
     }
     records.sort_by_key(|record| (record.timestamp_us, record.partition, record.offset));
-    let view = features.view_of(Entity::TerminalId).expect("the bundled definitions have one");
-    let mut terminals = ViewReader::new(view, log.store(), PARTITIONS, 64 << 20);
+    let store = log.store() as Arc<dyn OnlineStore>;
+    let views = scorer::worker::views(&**log, &store, features, scorer::worker::VIEW_CACHE_BYTES)?;
     let options = emit::EmitOptions {
         model: model.version().into(),
         threshold: model.threshold(),
@@ -172,7 +175,7 @@ fn hops_alone(
             ingested.events.push(Event { transaction, partition, offset, timestamp_us });
         }
         timed.lap(0);
-        let Join::Done(joined) = join(features, &*own, &mut partitions, Some(&mut terminals), ingested, true)? else {
+        let Join::Done(joined) = join(features, &*own, &mut partitions, &views, ingested, true)? else {
             anyhow::bail!("a forced join is done");
         };
         timed.lap(1);

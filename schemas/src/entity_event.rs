@@ -1,13 +1,17 @@
-use crate::{Amount, CodecError, EventTime, Id, Label, Reader, Transaction, write_bytes, write_signed, write_unsigned};
+use crate::{
+    Amount, CodecError, EventTime, Id, Label, ProfileUpdate, Reader, Transaction, write_bytes, write_float,
+    write_signed, write_unsigned,
+};
 
 const VERSION: u8 = 2;
 const KIND_TRANSACTION: u8 = 0;
 const KIND_LABEL: u8 = 1;
 const KIND_PROGRESS: u8 = 2;
+const KIND_PROFILE: u8 = 3;
 
-/// A record of a stream that was re-keyed by an entity (a terminal): what the materializer writes
-/// for itself, in a compact binary form, version 2.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A record of the stream that is re-keyed by entity: what the materializer writes for itself, in a compact binary
+/// form, version 2.
+#[derive(Clone, Debug, PartialEq)]
 pub enum EntityEvent {
     /// By its terminal.
     Transaction(Transaction),
@@ -18,8 +22,15 @@ pub enum EntityEvent {
         label_time: EventTime,
         fraud: bool,
     },
+    /// The numbers of a profile update; `NaN` takes a value away.
+    Profile {
+        view: Id,
+        entity: Id,
+        event_time: EventTime,
+        values: Vec<(Id, f64)>,
+    },
     /// How far the re-keying has come: for each source partition the event time up to which all
-    /// transactions, and all labels known by then, stand before this record.
+    /// transactions, and all labels and profile updates known by then, stand before this record.
     Progress {
         sources: Vec<(u32, EventTime)>,
     },
@@ -33,6 +44,17 @@ impl EntityEvent {
             transaction_time: label.transaction_time,
             label_time: label.label_time,
             fraud: label.fraud,
+        }
+    }
+
+    pub fn of_profile(update: ProfileUpdate) -> EntityEvent {
+        let values =
+            update.values.into_iter().filter_map(|(field, value)| value.as_number().map(|value| (field, value)));
+        EntityEvent::Profile {
+            view: update.view,
+            entity: update.entity_id,
+            event_time: update.event_time,
+            values: values.collect(),
         }
     }
 
@@ -55,6 +77,17 @@ impl EntityEvent {
                 write_signed(out, transaction_time.as_millis());
                 write_signed(out, label_time.as_millis());
                 out.push(u8::from(*fraud));
+            }
+            EntityEvent::Profile { view, entity, event_time, values } => {
+                out.push(KIND_PROFILE);
+                write_bytes(out, view.as_bytes());
+                write_bytes(out, entity.as_bytes());
+                write_signed(out, event_time.as_millis());
+                write_unsigned(out, values.len() as u64);
+                for (field, value) in values {
+                    write_bytes(out, field.as_bytes());
+                    write_float(out, *value);
+                }
             }
             EntityEvent::Progress { sources } => {
                 out.push(KIND_PROGRESS);
@@ -89,6 +122,15 @@ impl EntityEvent {
                 label_time: time(&mut reader)?,
                 fraud: reader.byte()? != 0,
             },
+            KIND_PROFILE => {
+                let (view, entity, event_time) = (reader.text()?.into(), reader.text()?.into(), time(&mut reader)?);
+                let count = reader.count(9)?;
+                let mut values = Vec::with_capacity(count);
+                for _ in 0..count {
+                    values.push((reader.text()?.into(), reader.float()?));
+                }
+                EntityEvent::Profile { view, entity, event_time, values }
+            }
             KIND_PROGRESS => {
                 let count = reader.count(2)?;
                 let mut sources = Vec::with_capacity(count);
@@ -127,6 +169,12 @@ mod tests {
                 transaction_time: time,
                 label_time: EventTime::MAX,
                 fraud: true,
+            },
+            EntityEvent::Profile {
+                view: "card_profile".into(),
+                entity: "596".into(),
+                event_time: time,
+                values: vec![("credit_limit".into(), 5000.5), ("premium".into(), 1.0)],
             },
             EntityEvent::Progress { sources: vec![(0, EventTime::MIN), (7, time)] },
         ];

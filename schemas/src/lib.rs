@@ -9,6 +9,7 @@ mod entity_event;
 mod label;
 mod layout;
 mod partition;
+mod profile_update;
 mod score;
 mod time;
 mod transaction;
@@ -20,10 +21,11 @@ pub use entity_event::EntityEvent;
 pub use label::Label;
 pub use layout::{FeatureLayout, FeatureSpec, LayoutMismatch};
 pub use partition::partition_for_key;
+pub use profile_update::{ProfileUpdate, ProfileValue};
 pub use score::{Alert, Score};
 pub use time::EventTime;
 pub use transaction::{DecodeError, Transaction};
-pub use varint::{CodecError, Reader, write_bytes, write_signed, write_unsigned};
+pub use varint::{CodecError, Reader, write_bytes, write_float, write_signed, write_unsigned};
 
 /// An identifier of an entity or an event. Up to 24 bytes are held inline, so the ids of a
 /// record are decoded without an allocation.
@@ -36,9 +38,12 @@ pub mod topics {
     pub const SCORES: &str = "scores";
     pub const ALERTS: &str = "alerts";
     pub const DEAD_LETTERS: &str = "dead-letters";
-    /// Transactions and labels re-keyed by terminal: written and read by the materializer.
-    pub const TERMINAL_EVENTS: &str = "terminal-events";
+    /// What became known of cards and terminals, by entity.
+    pub const PROFILES: &str = "profiles";
+    /// Transactions, labels and profile updates re-keyed by the entity they are about: written and read by the
+    /// materializer.
+    pub const ENTITY_EVENTS: &str = "entity-events";
 
     /// All of them: what a log must have before anything starts.
-    pub const ALL: [&str; 6] = [TRANSACTIONS, LABELS, SCORES, ALERTS, DEAD_LETTERS, TERMINAL_EVENTS];
+    pub const ALL: [&str; 7] = [TRANSACTIONS, LABELS, PROFILES, SCORES, ALERTS, DEAD_LETTERS, ENTITY_EVENTS];
 }

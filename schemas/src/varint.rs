@@ -38,6 +38,12 @@ pub fn write_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
     out.extend_from_slice(bytes);
 }
 
+/// Appends the eight bytes of a number, little-endian.
+#[inline]
+pub fn write_float(out: &mut Vec<u8>, value: f64) {
+    out.extend_from_slice(&value.to_bits().to_le_bytes());
+}
+
 /// Reads an encoding front to back; never past its end.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
@@ -87,6 +93,12 @@ impl<'a> Reader<'a> {
     pub fn signed(&mut self) -> Result<i64, CodecError> {
         let value = self.unsigned()?;
         Ok((value >> 1) as i64 ^ -((value & 1) as i64))
+    }
+
+    #[inline]
+    pub fn float(&mut self) -> Result<f64, CodecError> {
+        let bytes = self.bytes(8)?.try_into().map_err(|_| CodecError::Truncated)?;
+        Ok(f64::from_bits(u64::from_le_bytes(bytes)))
     }
 
     /// An element count, checked against what is left: `min_size` is the least number of bytes

@@ -37,6 +37,9 @@ enum Origin {
         view: usize,
         series: usize,
     },
+    Profile {
+        view: usize,
+    },
 }
 
 struct Feature {
@@ -68,15 +71,26 @@ impl Compiler<'_> {
         let mut entities = Vec::new();
         let mut names: Vec<&str> = Vec::new();
         for (view, definition) in definitions.views.iter().enumerate() {
-            if entities.contains(&definition.entity) || names.contains(&definition.name.value.as_str()) {
-                let message = format!(
-                    "there is a view of this name or of entity {} already; put its windows there",
-                    definition.entity
-                );
-                return Err(self.error(&definition.name, message));
+            let name = &definition.name;
+            if names.contains(&name.value.as_str()) {
+                return Err(self.error(name, "there is a view of this name already; give this one another"));
             }
-            entities.push(definition.entity);
-            names.push(&definition.name.value);
+            names.push(&name.value);
+            match (definition.profile.is_empty(), definition.windows.is_empty()) {
+                (true, true) => return Err(self.error(name, "the view is empty; give it `windows` or a `profile`")),
+                (false, false) => {
+                    return Err(self.error(name, "a view has `windows` or a `profile`; make two of this one"));
+                }
+                (true, false) if entities.contains(&definition.entity) => {
+                    let message = format!("there are windows of {} already; put these there", definition.entity);
+                    return Err(self.error(name, message));
+                }
+                (true, false) => entities.push(definition.entity),
+                (false, true) => {}
+            }
+            for feature in &definition.profile {
+                self.declare(&feature.name, feature.name.value.clone(), String::new(), Origin::Profile { view })?;
+            }
             for windows in &definition.windows {
                 if windows.over.is_empty() {
                     return Err(self.error(&windows.name, "name at least one window, as in `over: [1d, 7d]`"));
@@ -228,7 +242,7 @@ impl Compiler<'_> {
             let steps = plan.steps;
             view.apply = steps;
         }
-        let own = views.iter().position(|view| view.entity == Entity::CardId);
+        let own = views.iter().position(View::is_owned);
         let none = Vec::new();
         let plans = own.map_or(&none, |own| &views[own].series);
         let mut plan = Plan::new(&self, own, plans);
@@ -276,14 +290,14 @@ impl Compiler<'_> {
                     Origin::Window { view: other, series } if *other == view && entity == Entity::CardId => {
                         todo.extend(inputs(&self.views[view].series[*series]));
                     }
-                    Origin::Window { view: other, .. } => {
+                    Origin::Window { view: other, .. } | Origin::Profile { view: other } => {
                         let message = match entity {
                             Entity::CardId => format!(
                                 "`{}` goes into the windows of cards, which are built from the log alone, but `{}` is read from view `{}`",
                                 feature.name, input.name, self.views[*other].name
                             ),
                             _ => format!(
-                                "`{}` is a window; the events of a {entity} are aggregated by fields of the event, and features of these",
+                                "`{}` is read from a view; the events of a {entity} are aggregated by fields of the event, and features of these",
                                 input.name
                             ),
                         };

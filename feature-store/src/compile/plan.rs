@@ -41,7 +41,7 @@ impl Order {
         let needed = match &feature.origin {
             Origin::Computed(formula) => slots(formula),
             Origin::Window { view, series } => inputs(&compiler.views[*view].series[*series]),
-            Origin::Parsed(_) => Vec::new(),
+            Origin::Profile { .. } | Origin::Parsed(_) => Vec::new(),
         };
         for needed in needed {
             self.visit(compiler, needed)?;
@@ -128,7 +128,7 @@ impl<'a> Plan<'a> {
     pub(super) fn compute(&mut self, slot: usize) {
         match &self.compiler.features[slot].origin {
             Origin::Window { view, series } if Some(*view) == self.own => self.read(*series),
-            Origin::Window { view, .. } => self.shared(*view),
+            Origin::Window { view, .. } | Origin::Profile { view } => self.shared(*view),
             Origin::Computed(formula) => {
                 if first_time(&mut self.done.computed, slot) {
                     slots(formula).into_iter().for_each(|slot| self.compute(slot));

@@ -7,8 +7,8 @@ use schemas::Id;
 use super::{Compiler, Origin};
 use crate::definitions::{Aggregate, Entity, Exact, Span, Takes, ViewDefinition, Windows};
 use crate::expression::{Field, Formula, IdField, Source};
-use crate::features::{DefinitionError, RangePlan, SeriesPlan, Value, View, WindowFeature};
-use crate::window::{Needs, SeriesSpec};
+use crate::features::{DefinitionError, ProfileColumn, ProfilePlan, RangePlan, SeriesPlan, Value, View, WindowFeature};
+use crate::window::{Needs, SeriesSpec, WindowState};
 
 /// How many events a view keeps one by one, if the definition doesn't say.
 fn default_exact(entity: Entity) -> Exact {
@@ -25,20 +25,27 @@ impl Compiler<'_> {
         lateness: Span,
     ) -> Result<View, DefinitionError> {
         let name = &definition.name;
-        let owned = definition.entity == Entity::CardId;
+        let owned = definition.is_owned();
         let staleness = match (owned, definition.staleness) {
             (true, None) => Span::default(),
             (true, Some(_)) => {
                 return Err(self.error(
                     name,
-                    "the view of card_id is kept by the scorer itself and never stale; leave `staleness` out",
+                    "the windows of card_id are kept by the scorer itself and never stale; leave `staleness` out",
                 ));
             }
             (false, Some(staleness)) => staleness,
-            (false, None) => {
+            (false, None) if definition.profile.is_empty() => {
                 return Err(self.error(name, format!("the events of a {} are spread over the partitions; say how stale the view may be, as in `staleness: 3d`", definition.entity)));
             }
+            (false, None) => {
+                return Err(self.error(
+                    name,
+                    "profiles come by another way than events; say how stale the view may be, as in `staleness: 1h`",
+                ));
+            }
         };
+        let profile = self.profile(definition, staleness)?;
         let exact = definition.exact.as_ref().map_or(default_exact(definition.entity), |exact| exact.value);
         if let Some(at) = &definition.exact
             && !owned
@@ -63,14 +70,16 @@ impl Compiler<'_> {
             exact,
             tile,
             series: Vec::new(),
-            reach: Span::default(),
+            // A profile is read as of that long ago.
+            reach: if profile.columns.is_empty() { Span::default() } else { staleness },
         };
         for windows in &definition.windows {
             self.windows(&mut layout, windows)?;
         }
-        let rounding = if exact == Exact::ALL { Duration::ZERO } else { tile.0 };
+        let tiled = exact != Exact::ALL && profile.columns.is_empty();
+        let rounding = if tiled { tile.0 } else { Duration::ZERO };
         let keep = layout.reach.0 + lateness.0 + rounding;
-        let key = layout.key(keep);
+        let key = layout.key(keep, &profile);
         let tile = i64::try_from(tile.0.as_millis()).unwrap_or(i64::MAX);
         let mut view = View {
             name: Id::from(name.value.as_str()),
@@ -82,12 +91,62 @@ impl Compiler<'_> {
             apply: Vec::new(),
             keep,
             width: self.features.len(),
+            profile,
         };
         for series in layout.series {
             view.specs.push(SeriesSpec { needs: series.needs, exact: exact.0, tile });
             view.series.push(series.plan);
         }
         Ok(view)
+    }
+
+    /// The columns of a profile, if the view is one.
+    fn profile(&mut self, definition: &ViewDefinition, staleness: Span) -> Result<ProfilePlan, DefinitionError> {
+        let ttl = definition.ttl.as_ref();
+        if definition.profile.is_empty() {
+            return match ttl {
+                Some(at) => Err(self.error(at, "windows know the times of their events; a `ttl` is for a `profile`")),
+                None => Ok(ProfilePlan::default()),
+            };
+        }
+        let name = &definition.name;
+        if staleness.0 < Duration::from_secs(1) {
+            return Err(
+                self.error(name, "a `staleness` of a second is the least: updates take as long until they are read")
+            );
+        }
+        if let Some(at) = ttl.filter(|ttl| ttl.value.0 <= staleness.0) {
+            return Err(self.error(
+                at,
+                format!(
+                    "values would be too old before they count; a `ttl` is longer than the `staleness` of {staleness}"
+                ),
+            ));
+        }
+        if definition.exact.is_some() || definition.tile.is_some() {
+            return Err(self.error(name, "a profile has no events; leave `exact` and `tile` out"));
+        }
+        let step = i64::try_from(staleness.0.as_millis() / 16).unwrap_or(i64::MAX);
+        let mut plan = ProfilePlan { columns: Vec::new(), ttl: ttl.map(|ttl| ttl.value.0), step };
+        for declared in &definition.profile {
+            let slot = self.slots[&declared.name.value];
+            let field = declared.field.as_ref().unwrap_or(&declared.name.value);
+            if declared.empty.is_some_and(|value| !value.is_finite()) {
+                return Err(self.error(&declared.name, "`empty` is a finite number; leave it out for a missing value"));
+            }
+            let mut text = format!("profile {}:{field} by {}, known {staleness}", name.value, definition.entity);
+            if let Some(ttl) = ttl {
+                text += &format!(", ttl {}", ttl.value);
+            }
+            if let Some(empty) = declared.empty {
+                text += &format!(", empty {empty}");
+            }
+            let feature = &mut self.features[slot];
+            (feature.definition, feature.nullable, feature.signed) = (text, declared.empty.is_none(), true);
+            let empty = declared.empty.unwrap_or(f64::NAN);
+            plan.columns.push(ProfileColumn { slot, field: Id::from(field.as_str()), empty });
+        }
+        Ok(plan)
     }
 
     fn windows(&mut self, layout: &mut ViewLayout<'_>, windows: &Windows) -> Result<(), DefinitionError> {
@@ -305,8 +364,12 @@ impl ViewLayout<'_> {
     }
 
     /// Name and hash of what the states hold.
-    fn key(&self, keep: Duration) -> Id {
-        let mut text = format!("{:?} {:?} {:?} {keep:?}", self.exact, self.tile, self.definition.entity);
+    fn key(&self, keep: Duration, profile: &ProfilePlan) -> Id {
+        let (exact, tile, entity) = (self.exact, self.tile, self.definition.entity);
+        let mut text = format!("{} {exact:?} {tile:?} {entity:?} {keep:?}", WindowState::VERSION);
+        for column in &profile.columns {
+            text += &format!("\n{:?} {}", column.field, profile.step);
+        }
         for SeriesLayout { plan, needs } in &self.series {
             text += &format!("\n{needs:?} {:?} {:?} {:?}", plan.filter, plan.value, plan.matches);
         }

@@ -1,13 +1,14 @@
-//! The binary form of a state, version 2: what came in, from which the rest is computed again.
+//! The binary form of a state, version 3: what came in, from which the rest is computed again.
 
-use schemas::{Amount, CodecError, EventTime, Reader, write_bytes, write_signed, write_unsigned};
+use schemas::{Amount, CodecError, EventTime, Reader, write_bytes, write_float, write_signed, write_unsigned};
 
 use super::WindowState;
 use super::labels::{LabelEntry, Labels};
+use super::profile::{Held, Profile};
 use super::series::{Needs, Sample, Series, SeriesSpec};
 use super::tiles::{Part, Tile, Tiles};
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 
 const CENT: i64 = Amount::SCALE / 100;
 const SECOND: i64 = 1000;
@@ -16,8 +17,11 @@ const SECOND: i64 = 1000;
 const UNBOUNDED: SeriesSpec = SeriesSpec { needs: Needs::NOTHING, exact: usize::MAX, tile: 1 };
 
 impl WindowState {
+    /// Of the encoding.
+    pub(crate) const VERSION: u8 = VERSION;
+
     /// Appends the state: per series what it keeps, then a count, and per event the distance in time to the one before, the value
-    /// if there is one, and whether it matches; tiles likewise; then the labels. Values that are whole
+    /// if there is one, and whether it matches; tiles likewise; then the labels, and the profile's columns. Values that are whole
     /// seconds and cents, nearly all, are written as such: about 5 bytes a transaction.
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.push(VERSION);
@@ -35,6 +39,14 @@ impl WindowState {
             out.push(u8::from(label.fraud));
             write_bytes(out, label.transaction_id.as_bytes());
             time = transaction_time;
+        }
+        write_unsigned(out, self.profile.columns.len() as u64);
+        for values in &self.profile.columns {
+            write_unsigned(out, values.len() as u64);
+            for held in values {
+                write_scaled(out, held.since.as_millis(), SECOND);
+                write_float(out, held.value);
+            }
         }
     }
 
@@ -61,9 +73,22 @@ impl WindowState {
                 transaction_id: reader.text()?.into(),
             });
         }
+        let mut profile = Profile::default();
+        for _ in 0..reader.count(1)? {
+            let count = reader.count(9)?;
+            let mut values = Vec::with_capacity(count);
+            for _ in 0..count {
+                let since = EventTime::from_millis(read_scaled(&mut reader, SECOND)?);
+                values.push(Held { since, value: reader.float()? });
+            }
+            if !values.is_sorted_by_key(|held| held.since) {
+                return Err(CodecError::Invalid("a value of a profile that is out of order"));
+            }
+            profile.columns.push(values);
+        }
         reader.finish()?;
         let labels = Labels::from_entries(entries).ok_or(CodecError::Invalid("a label that is out of order"))?;
-        Ok(WindowState { series, labels })
+        Ok(WindowState { series, labels, profile })
     }
 }
 

@@ -2,16 +2,19 @@
 
 mod codec;
 mod labels;
+mod profile;
 mod series;
 mod tiles;
 
 use schemas::{EventTime, Id};
 
 use labels::{LabelEntry, Labels};
+pub(crate) use profile::Held;
+use profile::Profile;
 pub(crate) use series::{Needs, Sample, Series, SeriesSpec, Window};
 
-/// Transactions and labels of one entity within the reach of its windows: one [`Series`] for each
-/// filter and value of the view's definition.
+/// Transactions and labels of one entity within the reach of its windows, one [`Series`] for each
+/// filter and value of the view's definition; or the entity's profile.
 ///
 /// A window is two binary searches and a subtraction, O(log n), and
 /// exact: totals are integers, so they do not depend on how the state was built up. A window's
@@ -20,6 +23,7 @@ pub(crate) use series::{Needs, Sample, Series, SeriesSpec, Window};
 pub struct WindowState {
     series: Vec<Series>,
     labels: Labels,
+    profile: Profile,
 }
 
 impl WindowState {
@@ -51,6 +55,20 @@ impl WindowState {
         self.labels.frauds(from, end, known_by)
     }
 
+    /// Takes in a value of the profile; see [`Profile::insert`].
+    pub(crate) fn insert_profile(&mut self, step: i64, column: usize, held: Held) {
+        self.profile.insert(step, column, held);
+    }
+
+    pub(crate) fn profile(&self, step: i64, column: usize, at: EventTime) -> Option<Held> {
+        self.profile.read(step, column, at)
+    }
+
+    /// Forgets the values of the profile that nobody asks for who reads at `through` or later.
+    pub(crate) fn evict_profile(&mut self, step: i64, through: EventTime) {
+        self.profile.evict(step, through);
+    }
+
     /// Forgets what happened at `through` or before.
     pub(crate) fn evict(&mut self, specs: &[SeriesSpec], through: EventTime) {
         for (series, spec) in self.series.iter_mut().zip(specs) {
@@ -60,7 +78,7 @@ impl WindowState {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.series.iter().all(Series::is_empty) && self.labels.is_empty()
+        self.series.iter().all(Series::is_empty) && self.labels.is_empty() && self.profile.is_empty()
     }
 
     /// Number of events kept one by one, in the series that keeps most.
@@ -77,7 +95,7 @@ impl WindowState {
     #[inline]
     pub fn bytes(&self) -> usize {
         let series: usize = self.series.iter().map(|series| size_of::<Series>() + series.heap_bytes()).sum();
-        size_of::<WindowState>() + series + self.labels.heap_bytes()
+        size_of::<WindowState>() + series + self.labels.heap_bytes() + self.profile.heap_bytes()
     }
 }
 

@@ -1,10 +1,13 @@
-//! The log that a seed feeds in: transactions good and bad, and labels.
+//! The log that a seed feeds in: transactions good and bad, labels and profile updates.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rand::{Rng, RngExt};
 use rand_chacha::ChaCha8Rng;
-use schemas::{Amount, DeadLetterReason, EventTime, Id, Label, Transaction, partition_for_key};
+use schemas::{
+    Amount, DeadLetterReason, EventTime, Id, Label, ProfileUpdate, ProfileValue, Transaction, partition_for_key,
+};
 
 /// A record of the transactions topic, and what must become of it.
 pub struct Input {
@@ -18,9 +21,10 @@ pub enum Fate {
     Dead(DeadLetterReason),
 }
 
-/// What is appended in one go: labels stand before the transactions of their time.
+/// What is appended in one go: labels and profile updates stand before the transactions of their time.
 pub struct Chunk {
     pub labels: Vec<Label>,
+    pub updates: Vec<ProfileUpdate>,
     pub inputs: Vec<Input>,
 }
 
@@ -36,11 +40,11 @@ pub fn chunks(rng: &mut ChaCha8Rng, partitions: u32, appended: EventTime) -> Vec
     let count = rng.random_range(60..220);
     let mut now = EventTime::from_millis(1_522_540_800_000);
     let mut newest = vec![EventTime::MIN; partitions as usize];
-    let mut pending: Vec<Label> = Vec::new();
+    let (mut pending, mut updates): (Vec<Label>, Vec<ProfileUpdate>) = (Vec::new(), Vec::new());
     let mut chunks = Vec::new();
     let mut id = 0;
     while id < count {
-        let mut chunk = Chunk { labels: Vec::new(), inputs: Vec::new() };
+        let mut chunk = Chunk { labels: Vec::new(), updates: Vec::new(), inputs: Vec::new() };
         for _ in 0..rng.random_range(1..20) {
             // Mostly hours apart, at times the same second, seldom days without any event.
             now = now
@@ -73,14 +77,16 @@ pub fn chunks(rng: &mut ChaCha8Rng, partitions: u32, appended: EventTime) -> Vec
             if let Fate::Scored(transaction) = &input.fate {
                 newest[partition] = newest[partition].max(transaction.event_time);
                 label(rng, transaction, &mut pending);
+                update(rng, transaction, &mut updates);
             }
             chunk.inputs.push(input);
         }
-        // Out, in any order, are the labels that are known by the newest transaction.
+        // Out, in any order, is what is known by the newest transaction.
         let known = newest.iter().copied().max().unwrap_or(EventTime::MIN);
         let due;
         (due, pending) = pending.into_iter().partition(|label| label.label_time <= known);
         chunk.labels = due;
+        (chunk.updates, updates) = updates.into_iter().partition(|update| update.event_time <= known);
         chunks.push(chunk);
     }
     chunks
@@ -115,6 +121,34 @@ fn label(rng: &mut ChaCha8Rng, transaction: &Transaction, pending: &mut Vec<Labe
         pending.push(Label { label_time: label.label_time + DAY, fraud: false, ..label.clone() });
     }
     pending.push(label);
+}
+
+/// News of the card, at the time of its transaction or days later; at times several of the same second.
+fn update(rng: &mut ChaCha8Rng, transaction: &Transaction, updates: &mut Vec<ProfileUpdate>) {
+    if !rng.random_ratio(1, 4) {
+        return;
+    }
+    for _ in 0..rng.random_range(1..3) {
+        let mut values = BTreeMap::new();
+        if rng.random_ratio(2, 3) {
+            let limit = match rng.random_ratio(1, 8) {
+                true => ProfileValue::Null,
+                false => ProfileValue::Number(rng.random_range(-10.0..5000.0)),
+            };
+            values.insert(Id::from("credit_limit"), limit);
+        }
+        if rng.random_ratio(1, 2) {
+            values.insert(Id::from("premium"), ProfileValue::Bool(rng.random_ratio(1, 2)));
+        }
+        values.insert(Id::from("city"), ProfileValue::Text("Delft".to_owned()));
+        let later = if rng.random_ratio(1, 2) { HOUR * rng.random_range(0..96) } else { Duration::ZERO };
+        updates.push(ProfileUpdate {
+            view: Id::from("card_profile"),
+            entity_id: transaction.card_id.clone(),
+            event_time: transaction.event_time + later,
+            values,
+        });
+    }
 }
 
 fn spoiled(rng: &mut ChaCha8Rng, transaction: &Transaction, newest: &[EventTime], appended: EventTime) -> Input {

@@ -42,6 +42,7 @@ pub fn check(log: &dyn Log, features: &FeatureSet, model: &ModelThread, fed: &[C
     let mut records = 0;
     for chunk in fed {
         chunk.labels.iter().for_each(|label| backfill.label(label));
+        chunk.updates.iter().for_each(|update| backfill.profile(update));
         for input in &chunk.inputs {
             records += 1;
             let partition = partition_for_key(&input.key, partitions);

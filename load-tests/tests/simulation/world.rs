@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use feature_store::{Entity, FeatureSet, OnlineStore};
+use feature_store::{FeatureSet, OnlineStore, ViewReader};
 use materializer::{Materializer, MaterializerOptions};
 use models::{Dataset, ModelThread, ServeOptions, TrainOptions};
 use rand::{RngExt, SeedableRng};
@@ -55,6 +55,7 @@ pub struct World {
     /// Where log and store are apart.
     apart: Option<Arc<ApartStore>>,
     worker_options: WorkerOptions,
+    view_cache_bytes: u64,
     process: Process,
     crashes: u64,
 }
@@ -63,6 +64,7 @@ pub struct World {
 #[derive(Default)]
 struct Process {
     workers: Vec<Worker>,
+    views: Option<Arc<[ViewReader]>>,
     materializer: Option<Materializer>,
 }
 
@@ -90,11 +92,11 @@ impl World {
             batches_in_flight_max: rng.random_range(1..4),
             checkpoint_interval: Duration::from_millis(rng.random_range(0..30)),
             state_bytes_max: if rng.random_ratio(1, 2) { 2000 } else { usize::MAX },
-            view_cache_bytes: if rng.random_ratio(1, 2) { 0 } else { 1 << 20 },
             view_wait_max: Duration::from_secs(1_000_000),
             log_features: true,
             ..WorkerOptions::default()
         };
+        let view_cache_bytes = if rng.random_ratio(1, 2) { 0 } else { 1 << 20 };
         World {
             rng,
             chunks: chunks.into_iter(),
@@ -106,6 +108,7 @@ impl World {
             log,
             apart,
             worker_options,
+            view_cache_bytes,
             process: Process::default(),
             crashes: 0,
         }
@@ -189,6 +192,9 @@ impl World {
         for label in &chunk.labels {
             outbox.push(topics::LABELS, label.card_id.as_bytes(), now_us, |out| label.write_json(out));
         }
+        for update in &chunk.updates {
+            outbox.push(topics::PROFILES, update.entity_id.as_bytes(), now_us, |out| update.write_json(out));
+        }
         for input in &chunk.inputs {
             outbox.push(topics::TRANSACTIONS, &input.key, now_us, |out| out.extend_from_slice(&input.value));
         }
@@ -197,6 +203,15 @@ impl World {
     }
 
     fn start_worker(&mut self) -> Result<(), ScorerError> {
+        let views = match &self.process.views {
+            Some(views) => Arc::clone(views),
+            None => {
+                let partitions = self.log.ends(topics::ENTITY_EVENTS)?.len() as u32;
+                // Without refreshing ahead: a thread of its own would not be replayed by the seed.
+                ViewReader::of_all(&FEATURES, &self.store(), partitions, self.view_cache_bytes).into()
+            }
+        };
+        self.process.views = Some(Arc::clone(&views));
         let context = Context {
             log: self.faulty_log(),
             store: self.store(),
@@ -204,6 +219,7 @@ impl World {
             model: MODEL.clone(),
             clock: self.clock(),
             stats: Arc::new(Stats::default()),
+            views,
         };
         self.process.workers.push(Worker::start(context, self.worker_options.clone(), 0)?);
         Ok(())
@@ -238,12 +254,11 @@ impl World {
     /// I3: no stored state or watermark is ahead of the committed offset of its partition.
     fn check_stamps(&self) {
         let partitions = self.log.topic(topics::TRANSACTIONS).unwrap().spec.partitions;
-        let key = |entity| FEATURES.view_of(entity).expect("the definitions have it").key().as_str();
-        for (view, topic, group) in [
-            (key(Entity::CardId), topics::TRANSACTIONS, scorer::GROUP),
-            (key(Entity::TerminalId), topics::TERMINAL_EVENTS, materializer::aggregate::GROUP),
-            ("rekey", topics::TRANSACTIONS, materializer::rekey::GROUP),
-        ] {
+        let views = FEATURES.views().iter().map(|view| match view.is_owned() {
+            true => (view.key().as_str(), topics::TRANSACTIONS, scorer::GROUP),
+            false => (view.key().as_str(), topics::ENTITY_EVENTS, materializer::aggregate::GROUP),
+        });
+        for (view, topic, group) in views.chain([("rekey", topics::TRANSACTIONS, materializer::rekey::GROUP)]) {
             let committed: Vec<u64> = (0..partitions)
                 .map(|partition| {
                     let partition = scorer::log::TopicPartition { topic: topic.to_owned(), partition };

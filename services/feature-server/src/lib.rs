@@ -35,7 +35,7 @@ pub struct Context {
     /// Partitions of the transactions, and of the stream that is keyed by terminal: where an
     /// entity's watermark stands.
     pub card_partitions: u32,
-    pub terminal_partitions: u32,
+    pub entity_partitions: u32,
     pub ready: Ready,
     pub metrics: PrometheusHandle,
 }

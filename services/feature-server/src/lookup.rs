@@ -159,7 +159,7 @@ async fn read(context: &Context, view: &View, ids: &[String]) -> Result<ViewRows
     let failed = |error: feature_store::StoreError| LookupError(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
     let partitions = match view.entity() {
         Entity::CardId => context.card_partitions,
-        Entity::TerminalId => context.terminal_partitions,
+        Entity::TerminalId => context.entity_partitions,
     };
     // Before the states: these are at least as complete then.
     let all: Vec<u32> = (0..partitions).collect();

@@ -1,10 +1,10 @@
-//! Aggregate: the windows of the terminals, from the re-keyed stream.
+//! Aggregate: the views that cut across partitions, from the re-keyed stream.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use feature_store::{Checkpoint, Entity, FeatureSet, Scratch, StoreError, WindowState};
+use feature_store::{Checkpoint, Entity, FeatureSet, Scratch, StoreError, View, WindowState};
 use metrics::{Counter, Gauge, counter, gauge};
 use schemas::{CodecError, EntityEvent, EventTime, Id, Reader, topics, write_signed, write_unsigned};
 use scorer::log::{Commit, Committed, Consumer, LogError, Polled, Record, TopicPartition};
@@ -23,42 +23,49 @@ pub struct Aggregator {
     options: MaterializerOptions,
     /// `None` until the group is joined (anew).
     consumer: Option<Box<dyn Consumer>>,
-    view: Id,
-    keep: Duration,
     /// Event time after which the view is written, however little real time has passed: half the
-    /// staleness, so that whoever waits for the view finds it written once it is aggregated.
+    /// least staleness, so that whoever waits for the view finds it written once it is aggregated.
     stride: Duration,
-    partitions: BTreeMap<u32, PartitionStates<EntityStream>>,
-    /// Event time that the store's copy of the view is complete to.
+    /// For each partition, the states of each shared view, in their order.
+    partitions: BTreeMap<u32, Vec<PartitionStates<EntityStream>>>,
+    /// Event time that the store's copy of the views is complete to.
     published: EventTime,
     checkpointed_us: i64,
     outbox: scorer::log::Outbox,
+    /// Of each shared view, in their order.
+    metrics: Vec<ViewMetrics>,
+}
+
+struct ViewMetrics {
     states_written: Counter,
     state_bytes: Gauge,
     event_time: Gauge,
 }
 
+impl ViewMetrics {
+    fn bind(view: &View) -> ViewMetrics {
+        let name = view.name().to_string();
+        ViewMetrics {
+            states_written: counter!(VIEW_STATES_WRITTEN, "view" => name.clone()),
+            state_bytes: gauge!(VIEW_STATE_BYTES, "view" => name.clone()),
+            event_time: gauge!(VIEW_EVENT_TIME, "view" => name),
+        }
+    }
+}
+
 impl Aggregator {
     pub fn start(context: Context, options: MaterializerOptions) -> Result<Aggregator> {
-        let view = context.features.view_of(Entity::TerminalId);
-        let (name, keep, staleness) = match view {
-            Some(view) => (view.key().clone(), view.keep(), view.staleness()),
-            None => (Id::const_new("terminal"), Duration::ZERO, Duration::ZERO),
-        };
+        let stalest = context.features.shared_views().map(|(_, view)| view.staleness()).min();
         Ok(Aggregator {
             consumer: None,
+            metrics: context.features.shared_views().map(|(_, view)| ViewMetrics::bind(view)).collect(),
             context,
             options,
-            view: name,
-            keep,
-            stride: staleness / 2,
+            stride: stalest.unwrap_or_default() / 2,
             partitions: BTreeMap::new(),
             published: EventTime::MIN,
             checkpointed_us: 0,
             outbox: scorer::log::Outbox::default(),
-            states_written: counter!(VIEW_STATES_WRITTEN),
-            state_bytes: gauge!(VIEW_STATE_BYTES),
-            event_time: gauge!(VIEW_EVENT_TIME),
         })
     }
 
@@ -89,9 +96,9 @@ impl Aggregator {
     fn try_step(&mut self) -> Result<bool> {
         let consumer = match &mut self.consumer {
             Some(consumer) => consumer,
-            consumer => consumer.insert(self.context.log.join(GROUP, "0", &[topics::TERMINAL_EVENTS])?),
+            consumer => consumer.insert(self.context.log.join(GROUP, "0", &[topics::ENTITY_EVENTS])?),
         };
-        let polled = consumer.poll(topics::TERMINAL_EVENTS, self.options.batch_records_max, Duration::ZERO)?;
+        let polled = consumer.poll(topics::ENTITY_EVENTS, self.options.batch_records_max, Duration::ZERO)?;
         let records = match polled {
             Polled::Records(records) => records,
             Polled::Rebalanced { assigned, revoked } => {
@@ -110,54 +117,67 @@ impl Aggregator {
         let since_us = (self.context.clock)() - self.checkpointed_us;
         let waited = Duration::from_micros(u64::try_from(since_us).unwrap_or(0));
         let due = ahead || waited >= self.options.checkpoint_interval;
-        if due && self.partitions.values().any(PartitionStates::is_ahead_of_store) {
+        if due && self.is_ahead_of_store() {
             self.checkpoint()?;
         } else if waited >= self.options.checkpoint_interval {
-            self.partitions.values().try_for_each(|states| states.verify(&*self.context.store))?;
+            self.partitions.values().flatten().try_for_each(|states| states.verify(&*self.context.store))?;
             self.checkpointed_us = (self.context.clock)();
         }
         Ok(!records.is_empty())
     }
 
+    fn is_ahead_of_store(&self) -> bool {
+        self.partitions.values().flatten().any(PartitionStates::is_ahead_of_store)
+    }
+
     fn apply(&mut self, records: &[Record]) -> Result<()> {
-        let mut changes: BTreeMap<u32, Vec<(u64, EntityEvent)>> = BTreeMap::new();
+        let mut batches: BTreeMap<u32, Vec<&Record>> = BTreeMap::new();
         for record in records {
-            let states = self.partitions.get_mut(&record.partition).expect("records come from assigned partitions");
-            states.advance(record.offset + 1);
-            if let Some(event) = states.stream.read(record) {
-                changes.entry(record.partition).or_default().push((record.offset, event));
-            }
+            batches.entry(record.partition).or_default().push(record);
         }
-        let share = self.options.state_bytes_max / self.partitions.len().max(1);
-        for (partition, events) in changes {
-            let states = self.partitions.get_mut(&partition).expect("checked above");
-            states.table.begin_batch(share);
-            states.load(&*self.context.store, events.iter().map(|(_, event)| EntityStream::key(event)))?;
-            for (offset, event) in &events {
-                states.table.update(EntityStream::key(event), *offset, |state| states.stream.apply(event, state));
+        let tables = self.partitions.len() * self.metrics.len();
+        let share = self.options.state_bytes_max / tables.max(1);
+        for (partition, batch) in batches {
+            let views = self.partitions.get_mut(&partition).expect("records come from assigned partitions");
+            for states in views {
+                let mut events = Vec::with_capacity(batch.len());
+                for record in &batch {
+                    states.advance(record.offset + 1);
+                    if let Some(event) = states.stream.read(record) {
+                        events.push((record.offset, event));
+                    }
+                }
+                states.table.begin_batch(share);
+                states.load(&*self.context.store, events.iter().map(|(_, event)| EntityStream::key(event)))?;
+                for (offset, event) in &events {
+                    states.table.update(EntityStream::key(event), *offset, |state| states.stream.apply(event, state));
+                }
             }
         }
         Ok(())
     }
 
     fn complete_to(&self) -> EventTime {
-        self.partitions.values().map(|states| states.stream.complete_to()).min().unwrap_or(EventTime::MIN)
+        let all = self.partitions.values().flatten();
+        all.map(|states| states.stream.complete_to()).min().unwrap_or(EventTime::MIN)
     }
 
     /// Commits the offsets consumed, together with the states they led to.
     pub fn checkpoint(&mut self) -> Result<()> {
-        let through = self.needed_from()?.saturating_sub(self.keep);
+        let needed_from = self.needed_from()?;
         let mut offsets = Vec::new();
         let mut checkpoint = Checkpoint::default();
-        let features = Arc::clone(&self.context.features);
-        let view = features.view_of(Entity::TerminalId);
-        for (&partition, states) in self.partitions.iter_mut().filter(|(_, states)| states.is_ahead_of_store()) {
-            offsets.push((TopicPartition { topic: topics::TERMINAL_EVENTS.to_owned(), partition }, states.next()));
-            checkpoint.partitions.push(states.checkpoint(|state| {
-                if let Some(view) = view {
-                    view.evict(state, through);
+        for (&partition, views) in &mut self.partitions {
+            for states in views.iter_mut().filter(|states| states.is_ahead_of_store()) {
+                let offset = (TopicPartition { topic: topics::ENTITY_EVENTS.to_owned(), partition }, states.next());
+                if offsets.last() != Some(&offset) {
+                    offsets.push(offset);
                 }
-            }));
+                let features = Arc::clone(&states.stream.features);
+                let view = &features.views()[states.stream.view];
+                let through = needed_from.saturating_sub(view.keep());
+                checkpoint.partitions.push(states.checkpoint(|state| view.evict(state, through)));
+            }
         }
         let commit = Commit { outputs: &self.outbox, offsets: &offsets, checkpoint: Some(&checkpoint) };
         let Some(consumer) = &mut self.consumer else { return Ok(()) };
@@ -171,18 +191,22 @@ impl Aggregator {
         if committed == Committed::WithoutCheckpoint {
             futures_executor::block_on(self.context.store.write(&checkpoint)).map_err(ScorerError::from)?;
         }
-        for written in &checkpoint.partitions {
-            self.states_written.increment(written.states.len() as u64);
-            if let Some(states) = self.partitions.get_mut(&written.partition) {
-                states.written(written);
+        for (view, metrics) in self.metrics.iter().enumerate() {
+            let mut bytes = 0;
+            for states in self.partitions.values_mut().filter_map(|views| views.get_mut(view)) {
+                if let Some(written) = checkpoint.partitions.iter().find(|written| states.is_of(written)) {
+                    metrics.states_written.increment(written.states.len() as u64);
+                    states.written(written);
+                }
+                bytes += states.table.bytes();
             }
+            metrics.state_bytes.set(bytes as f64);
         }
         self.published = self.complete_to();
         self.checkpointed_us = (self.context.clock)();
-        let bytes: usize = self.partitions.values().map(|states| states.table.bytes()).sum();
-        self.state_bytes.set(bytes as f64);
         if self.published > EventTime::MIN {
-            self.event_time.set(self.published.as_millis() as f64 / 1000.0);
+            let seconds = self.published.as_millis() as f64 / 1000.0;
+            self.metrics.iter().for_each(|metrics| metrics.event_time.set(seconds));
         }
         Ok(())
     }
@@ -204,7 +228,7 @@ impl Aggregator {
     }
 
     fn rebalance(&mut self, assigned: Vec<TopicPartition>, revoked: &[TopicPartition]) -> Result<()> {
-        if !revoked.is_empty() && self.partitions.values().any(PartitionStates::is_ahead_of_store) {
+        if !revoked.is_empty() && self.is_ahead_of_store() {
             self.begin_anew();
             return Ok(());
         }
@@ -212,32 +236,49 @@ impl Aggregator {
             self.partitions.remove(&partition.partition);
         }
         let sources = self.context.log.ends(topics::TRANSACTIONS)?.len();
+        let shared: Vec<usize> = self.context.features.shared_views().map(|(index, _)| index).collect();
         for partition in assigned {
             let number = partition.partition;
-            let features = Arc::clone(&self.context.features);
-            let stream = EntityStream { sources: vec![EventTime::MIN; sources], features, scratch: Scratch::default() };
-            let from = Recovery {
-                log: &*self.context.log,
-                store: &*self.context.store,
-                group: GROUP,
-                view: &self.view,
-                state_bytes_max: self.options.state_bytes_max,
-            };
-            let consumer = &mut self.consumer;
-            let mut alive = || consumer.as_mut().map_or(Ok(()), |consumer| consumer.keep_alive());
-            let states = PartitionStates::recover(&from, partition, stream, &mut alive)?;
-            self.partitions.insert(number, states);
+            let mut views = Vec::with_capacity(shared.len());
+            for &view in &shared {
+                let features = Arc::clone(&self.context.features);
+                let from = Recovery {
+                    log: &*self.context.log,
+                    store: &*self.context.store,
+                    group: GROUP,
+                    view: self.context.features.views()[view].key(),
+                    state_bytes_max: self.options.state_bytes_max,
+                };
+                let stream = EntityStream {
+                    view,
+                    sources: vec![EventTime::MIN; sources],
+                    features,
+                    scratch: Scratch::default(),
+                };
+                let consumer = &mut self.consumer;
+                let mut alive = || consumer.as_mut().map_or(Ok(()), |consumer| consumer.keep_alive());
+                views.push(PartitionStates::recover(&from, partition.clone(), stream, &mut alive)?);
+            }
+            self.partitions.insert(number, views);
         }
         Ok(())
     }
 }
 
-/// A partition of the re-keyed stream.
+/// A partition of the re-keyed stream, as it changes the states of one view.
 struct EntityStream {
+    /// Its place in [`FeatureSet::views`].
+    view: usize,
     /// For each partition of the transactions, the event time that it is re-keyed up to.
     sources: Vec<EventTime>,
     features: Arc<FeatureSet>,
     scratch: Scratch,
+}
+
+impl EntityStream {
+    fn view(&self) -> &View {
+        &self.features.views()[self.view]
+    }
 }
 
 impl Stream for EntityStream {
@@ -253,10 +294,14 @@ impl Stream for EntityStream {
                 }
                 None
             }
-            Ok(event) => Some(event),
+            Ok(event @ EntityEvent::Profile { .. }) => {
+                let of_view = matches!(&event, EntityEvent::Profile { view, .. } if view == self.view().name());
+                (of_view && self.view().is_profile()).then_some(event)
+            }
+            Ok(event) => (!self.view().is_profile()).then_some(event),
             Err(error) => {
                 // Only the first stage writes this stream.
-                tracing::error!(partition = record.partition, offset = record.offset, %error, "a record of terminal-events is skipped");
+                tracing::error!(partition = record.partition, offset = record.offset, %error, "a record of entity-events is skipped");
                 None
             }
         }
@@ -266,20 +311,20 @@ impl Stream for EntityStream {
         const NONE: &Id = &Id::const_new("");
         match event {
             EntityEvent::Transaction(transaction) => &transaction.terminal_id,
-            EntityEvent::Label { entity, .. } => entity,
+            EntityEvent::Label { entity, .. } | EntityEvent::Profile { entity, .. } => entity,
             EntityEvent::Progress { .. } => NONE,
         }
     }
 
     fn apply(&mut self, event: &EntityEvent, state: &mut WindowState) {
+        let view = &self.features.views()[self.view];
         match event {
-            EntityEvent::Transaction(transaction) => {
-                if let Some(view) = self.features.view_of(Entity::TerminalId) {
-                    view.apply(transaction, state, &mut self.scratch);
-                }
-            }
+            EntityEvent::Transaction(transaction) => view.apply(transaction, state, &mut self.scratch),
             EntityEvent::Label { transaction_id, transaction_time, label_time, fraud, .. } => {
                 state.insert_label(transaction_id, *transaction_time, *label_time, *fraud);
+            }
+            EntityEvent::Profile { event_time, values, .. } => {
+                view.apply_profile(*event_time, values.iter().map(|(field, value)| (field, *value)), state);
             }
             EntityEvent::Progress { .. } => {}
         }

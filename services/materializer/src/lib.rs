@@ -1,8 +1,8 @@
-//! The materializer: windows of entities that cut across partitions, kept for everybody to read.
+//! The materializer: profiles, and windows of entities that cut across partitions, kept for everybody to read.
 //!
-//! Two stages, each exactly once. [`rekey`] reads transactions and labels and writes them again,
-//! keyed by terminal; [`aggregate`] owns partitions of that stream, keeps the windows of their
-//! terminals with the scorer's own state machinery, and checkpoints them into the online store.
+//! Two stages, each exactly once. [`rekey`] reads transactions, labels and profile updates and writes them again,
+//! keyed by the entity they are about; [`aggregate`] owns partitions of that stream, keeps the views of their
+//! entities with the scorer's own state machinery, and checkpoints them into the online store.
 
 pub mod aggregate;
 pub mod metrics;
@@ -34,7 +34,7 @@ pub struct Context {
 pub struct MaterializerOptions {
     /// Records taken at a time, at most, by either stage.
     pub batch_records_max: usize,
-    /// Memory for terminal states.
+    /// Memory for the states of all views.
     pub state_bytes_max: usize,
     /// How long changed states wait at most until they are written. They wait less where event
     /// time runs fast, so that the view stays well within its staleness.
@@ -66,8 +66,7 @@ pub struct Materializer {
 }
 
 impl Materializer {
-    /// Both stages; each joins its group with its first step. The definitions must have a view of
-    /// `terminal_id`.
+    /// Both stages; each joins its group with its first step.
     pub fn start(context: Context, options: MaterializerOptions) -> Result<Materializer> {
         Ok(Materializer {
             rekeyer: Rekeyer::start(context.clone(), options.clone())?,

@@ -1,19 +1,19 @@
-//! Re-key: transactions and labels, by terminal, with word of how far they go.
+//! Re-key: transactions, labels and profile updates, by entity, with word of how far they go.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use feature_store::{Checkpoint, Entity, StoreError, View, WindowState};
+use feature_store::{Checkpoint, StoreError, WindowState};
 use metrics::{Counter, counter};
-use schemas::{CodecError, DeadLetterReason, EntityEvent, EventTime, Id, Label, topics};
+use schemas::{CodecError, DeadLetterReason, EntityEvent, EventTime, Id, Label, ProfileUpdate, ProfileValue, topics};
 use scorer::emit::write_dead_letter;
 use scorer::ingest::{DeadLetter, PartitionIngest, Rejection, TimeRules};
 use scorer::log::{Commit, Committed, Consumer, LogError, Outbox, Polled, Record, TopicPartition};
 use scorer::states::{PartitionStates, Recovery, Stream};
 use scorer::{Result, ScorerError};
 
-use crate::metrics::{LABEL_DEAD_LETTERS, REKEYED};
+use crate::metrics::{REKEYED, SIDE_DEAD_LETTERS};
 use crate::{Context, MaterializerOptions};
 
 /// The consumer group of this stage.
@@ -22,8 +22,8 @@ pub const GROUP: &str = "materializer-rekey";
 /// Under which the stage's own progress stands in the store.
 const VIEW: Id = Id::const_new("rekey");
 
-/// How long labels are waited for before it is asked again whether all have come.
-const LABELS_WAIT_MAX: Duration = Duration::from_millis(50);
+/// How long labels and profile updates are waited for before it is asked again whether all have come.
+const SIDE_WAIT_MAX: Duration = Duration::from_millis(50);
 
 /// The first stage.
 pub struct Rekeyer {
@@ -47,11 +47,11 @@ pub struct Rekeyer {
 
 impl Rekeyer {
     pub fn start(context: Context, options: MaterializerOptions) -> Result<Rekeyer> {
-        let staleness = context.features.view_of(Entity::TerminalId).map(View::staleness);
+        let staleness = context.features.shared_views().map(|(_, view)| view.staleness()).min();
         Ok(Rekeyer {
             consumer: None,
             progress_lag: staleness.unwrap_or_default() / 4,
-            entity_partitions: context.log.ends(topics::TERMINAL_EVENTS)?.len() as u32,
+            entity_partitions: context.log.ends(topics::ENTITY_EVENTS)?.len() as u32,
             context,
             options,
             partitions: BTreeMap::new(),
@@ -60,7 +60,7 @@ impl Rekeyer {
             announced: Vec::new(),
             behind: false,
             rekeyed: counter!(REKEYED),
-            rejected: counter!(LABEL_DEAD_LETTERS),
+            rejected: counter!(SIDE_DEAD_LETTERS),
         })
     }
 
@@ -69,9 +69,9 @@ impl Rekeyer {
         self.behind
     }
 
-    /// Takes the next transactions and, after them, all labels that stand in the log by then. A
-    /// label that was known when a transaction was written stands in the log before it, so once
-    /// both are through, the stream is complete up to the transaction's time.
+    /// Takes the next transactions and, before they are re-keyed, all labels and profile updates that stand in the log by then.
+    /// One that was known when a transaction was written stands in the log before it, so once
+    /// all are through, the stream is complete up to the transaction's time.
     pub fn step(&mut self, timeout: Duration) -> Result<bool> {
         match self.try_step(timeout) {
             Err(ScorerError::Store(error @ StoreError::WentBack { .. })) => {
@@ -94,39 +94,49 @@ impl Rekeyer {
         self.behind = true;
         let Some(transactions) = self.poll(topics::TRANSACTIONS, max, timeout, false)? else { return Ok(true) };
         self.behind = transactions.len() >= max;
-        // Those that follow are of a later step: in a steady stream there is no end to them.
-        let labels_ends = self.context.log.ends(topics::LABELS)?;
-        let mut labelled = false;
-        let mut wait = Duration::ZERO;
-        loop {
-            let held = !transactions.is_empty();
-            let Some(labels) = self.poll(topics::LABELS, max, wait, held)? else { return Ok(true) };
-            if labels.is_empty() {
-                let Some(consumer) = &mut self.consumer else { return Ok(true) };
-                if consumer.reached(topics::LABELS, &labels_ends)?.into_iter().all(|(_, reached)| reached) {
-                    break;
-                }
-                // They stand in the log, and are on their way here.
-                wait = (wait * 2).clamp(Duration::from_millis(2), LABELS_WAIT_MAX);
-                continue;
-            }
-            labelled = true;
-            for label in labels {
-                self.label(label);
-            }
-            if self.outbox.len() >= max && !self.commit()? {
-                return Ok(true);
+        let mut worked = !transactions.is_empty();
+        for topic in [topics::LABELS, topics::PROFILES] {
+            match self.drain(topic, max, !transactions.is_empty())? {
+                Some(any) => worked |= any,
+                None => return Ok(true),
             }
         }
         for record in &transactions {
             self.transaction(record);
         }
-        let announced = self.announce()?;
-        let worked = labelled || announced || !transactions.is_empty();
+        worked |= self.announce()?;
         if worked {
             self.commit()?;
         }
         Ok(worked)
+    }
+
+    /// Re-keys what stands in a side topic by now, and tells whether there was anything; `None` where the step begins anew. `held`:
+    /// the step holds transactions.
+    fn drain(&mut self, topic: &'static str, max: usize, held: bool) -> Result<Option<bool>> {
+        // Those that follow are of a later step: in a steady stream there is no end to them.
+        let ends = self.context.log.ends(topic)?;
+        let mut any = false;
+        let mut wait = Duration::ZERO;
+        loop {
+            let Some(records) = self.poll(topic, max, wait, held)? else { return Ok(None) };
+            if records.is_empty() {
+                let Some(consumer) = &mut self.consumer else { return Ok(None) };
+                if consumer.reached(topic, &ends)?.into_iter().all(|(_, reached)| reached) {
+                    return Ok(Some(any));
+                }
+                // They stand in the log, and are on their way here.
+                wait = (wait * 2).clamp(Duration::from_millis(2), SIDE_WAIT_MAX);
+                continue;
+            }
+            any = true;
+            for record in records {
+                self.side_record(topic, record);
+            }
+            if self.outbox.len() >= max && !self.commit()? {
+                return Ok(None);
+            }
+        }
     }
 
     /// The next records of a topic; `None` where the group was rebalanced, and the step begins anew.
@@ -135,7 +145,7 @@ impl Rekeyer {
         let consumer = match &mut self.consumer {
             Some(consumer) => consumer,
             consumer => {
-                let topics = [topics::TRANSACTIONS, topics::LABELS];
+                let topics = [topics::TRANSACTIONS, topics::LABELS, topics::PROFILES];
                 consumer.insert(self.context.log.join(GROUP, "0", &topics)?)
             }
         };
@@ -164,25 +174,48 @@ impl Rekeyer {
         self.write(&terminal, record.timestamp_us, &EntityEvent::Transaction(transaction));
     }
 
-    fn label(&mut self, record: Record) {
-        let partition = TopicPartition { topic: topics::LABELS.to_owned(), partition: record.partition };
+    /// A label or a profile update.
+    fn side_record(&mut self, topic: &'static str, record: Record) {
+        let partition = TopicPartition { topic: topic.to_owned(), partition: record.partition };
         self.offsets.insert(partition, record.offset + 1);
-        match Label::from_json(&record.value) {
-            Ok(label) => {
-                let terminal = label.terminal_id.clone();
-                self.write(&terminal, record.timestamp_us, &EntityEvent::of_label(label));
-            }
-            Err(error) => {
-                let reason = DeadLetterReason::from(&error);
-                let dead_letter = DeadLetter { record, rejection: Rejection { reason, message: error.to_string() } };
-                write_dead_letter(&mut self.outbox, topics::LABELS, &dead_letter, "materializer", "ingest");
+        let event = match topic {
+            topics::LABELS => Label::from_json(&record.value)
+                .map(|label| (label.terminal_id.clone(), EntityEvent::of_label(label)))
+                .map_err(|error| Rejection { reason: DeadLetterReason::from(&error), message: error.to_string() }),
+            _ => self.profile(&record).map(|update| (update.entity_id.clone(), EntityEvent::of_profile(update))),
+        };
+        match event {
+            Ok((entity, event)) => self.write(&entity, record.timestamp_us, &event),
+            Err(rejection) => {
+                let dead_letter = DeadLetter { record, rejection };
+                write_dead_letter(&mut self.outbox, topic, &dead_letter, "materializer", "ingest");
                 self.rejected.increment(1);
             }
         }
     }
 
+    /// A profile update that a view of the definitions can take in.
+    fn profile(&self, record: &Record) -> std::result::Result<ProfileUpdate, Rejection> {
+        let update = ProfileUpdate::from_json(&record.value)
+            .map_err(|error| Rejection { reason: DeadLetterReason::from(&error), message: error.to_string() })?;
+        let wrong = |message: String| Rejection { reason: DeadLetterReason::WrongShape, message };
+        let Some((_, view)) = self.context.features.profile_view(&update.view) else {
+            return Err(wrong(format!("the definitions have no profile view `{}`", update.view)));
+        };
+        let text = update.values.iter().find_map(|(field, value)| match value {
+            ProfileValue::Text(text) if view.has_field(field) => Some((field, text)),
+            _ => None,
+        });
+        match text {
+            Some((field, text)) => {
+                Err(wrong(format!("`{field}` of view `{}` is a number, not \"{text}\"", update.view)))
+            }
+            None => Ok(update),
+        }
+    }
+
     fn write(&mut self, key: &Id, timestamp_us: i64, event: &EntityEvent) {
-        self.outbox.push(topics::TERMINAL_EVENTS, key.as_bytes(), timestamp_us, |out| event.encode(out));
+        self.outbox.push(topics::ENTITY_EVENTS, key.as_bytes(), timestamp_us, |out| event.encode(out));
     }
 
     /// Writes to every partition of the stream how far it is complete, where that has changed.
@@ -210,7 +243,7 @@ impl Rekeyer {
         let now_us = (self.context.clock)();
         let progress = EntityEvent::Progress { sources: sources.clone() };
         for partition in 0..self.entity_partitions {
-            self.outbox.push_with(topics::TERMINAL_EVENTS, Some(partition), &[], now_us, Vec::new(), |out| {
+            self.outbox.push_with(topics::ENTITY_EVENTS, Some(partition), &[], now_us, Vec::new(), |out| {
                 progress.encode(out);
             });
         }

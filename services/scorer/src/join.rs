@@ -1,4 +1,4 @@
-//! Join: each event with the windows of its card, kept here, and the view of its terminal.
+//! Join: each event with the windows of its card, kept here, and the views that others keep.
 
 use std::collections::BTreeMap;
 
@@ -44,28 +44,27 @@ pub enum Join {
 /// Joins a batch: states are brought into memory first, in one read each; then every event, in
 /// offset order, goes into its card's windows and reads its features off them.
 ///
-/// `force`: take the views as they are.
+/// `readers`: of the shared views, in their order. `force`: take the views as they are.
 pub fn join(
     features: &FeatureSet,
     store: &dyn OnlineStore,
     partitions: &mut OwnedPartitions,
-    terminals: Option<&mut ViewReader>,
+    readers: &[ViewReader],
     batch: Ingested,
     force: bool,
 ) -> Result<Join> {
-    let terminal_view = features.shared_views().next();
-    let mut terminal_states = Vec::new();
-    if let (Some((_, view)), Some(reader)) = (terminal_view, terminals) {
+    let mut read = Vec::with_capacity(readers.len());
+    for ((index, view), reader) in features.shared_views().zip(readers) {
         let wanted: Vec<Wanted<'_>> = batch
             .events
             .iter()
             .map(|event| Wanted {
-                key: &event.transaction.terminal_id,
+                key: view.entity().id_in(&event.transaction),
                 complete_to: event.transaction.event_time - view.staleness(),
             })
             .collect();
         match futures_executor::block_on(reader.read(&wanted, force))? {
-            ViewRead::Ready(states) => terminal_states = states,
+            ViewRead::Ready(states) => read.push((index, states)),
             ViewRead::Behind { reached, wanted, .. } => return Ok(Join::ViewBehind { batch, reached, wanted }),
         }
     }
@@ -81,12 +80,12 @@ pub fn join(
     let width = features.width();
     let mut values = vec![f64::NAN; batch.events.len() * width];
     let mut scratch = Scratch::default();
+    let mut shared = vec![None; features.views().len()];
     for (index, event) in batch.events.iter().enumerate() {
         let row = &mut values[index * width..(index + 1) * width];
         let transaction = &event.transaction;
-        let mut shared = [None; Entity::COUNT];
-        if let (Some((view, _)), Some(read)) = (terminal_view, terminal_states.get(index)) {
-            shared[view] = read.state.as_ref();
+        for (view, states) in &read {
+            shared[*view] = states[index].state.as_ref();
         }
         if !keeps_cards {
             features.join(transaction, None, &shared, &mut scratch, row);

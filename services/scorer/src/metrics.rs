@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use feature_store::{FeatureSet, View, ViewReader};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
 use schemas::DeadLetterReason;
 
@@ -19,6 +20,10 @@ pub const STATE_BYTES: &str = "fraudline_state_bytes";
 pub const STATES: &str = "fraudline_states";
 pub const VIEW_LOOKUPS: &str = "fraudline_view_lookups_total";
 pub const VIEW_HITS: &str = "fraudline_view_cache_hits_total";
+pub const VIEW_REFRESHED: &str = "fraudline_view_refreshed_total";
+/// How far the oldest state used since the last checkpoint was behind its event, and how far it may be; label `view`.
+pub const VIEW_STALENESS: &str = "fraudline_view_staleness_seconds";
+pub const VIEW_STALENESS_LIMIT: &str = "fraudline_view_staleness_limit_seconds";
 pub const VIEW_CACHE_BYTES: &str = "fraudline_view_cache_bytes";
 pub const VIEW_WAIT_SECONDS: &str = "fraudline_view_wait_seconds_total";
 pub const STALE_JOINS: &str = "fraudline_stale_joins_total";
@@ -47,9 +52,8 @@ pub(crate) struct WorkerMetrics {
     pub(crate) checkpointed: Counter,
     pub(crate) state_bytes: Gauge,
     pub(crate) states: Gauge,
-    pub(crate) view_lookups: Counter,
-    pub(crate) view_hits: Counter,
-    pub(crate) view_cache_bytes: Gauge,
+    /// Of the shared views, in their order.
+    pub(crate) views: Vec<ViewMetrics>,
     pub(crate) view_wait: Gauge,
     pub(crate) stale_joins: Counter,
     pub(crate) rebalances: Counter,
@@ -60,7 +64,7 @@ pub(crate) struct WorkerMetrics {
 
 impl WorkerMetrics {
     /// `worker` tells the workers of a process apart.
-    pub(crate) fn bind(worker: usize) -> WorkerMetrics {
+    pub(crate) fn bind(worker: usize, features: &FeatureSet) -> WorkerMetrics {
         let worker = worker.to_string();
         let stage = |name: &'static str| histogram!(STAGE_SECONDS, "stage" => name);
         WorkerMetrics {
@@ -78,9 +82,7 @@ impl WorkerMetrics {
             checkpointed: counter!(CHECKPOINTED_STATES),
             state_bytes: gauge!(STATE_BYTES, "worker" => worker.clone()),
             states: gauge!(STATES, "worker" => worker.clone()),
-            view_lookups: counter!(VIEW_LOOKUPS),
-            view_hits: counter!(VIEW_HITS),
-            view_cache_bytes: gauge!(VIEW_CACHE_BYTES, "worker" => worker.clone()),
+            views: features.shared_views().map(|(_, view)| ViewMetrics::bind(view)).collect(),
             view_wait: gauge!(VIEW_WAIT_SECONDS, "worker" => worker.clone()),
             stale_joins: counter!(STALE_JOINS),
             rebalances: counter!(REBALANCES),
@@ -94,6 +96,42 @@ impl WorkerMetrics {
         if let Some(index) = DeadLetterReason::ALL.iter().position(|known| *known == reason) {
             self.dead_letters[index].increment(1);
         }
+    }
+}
+
+/// Handles of one view that others keep.
+#[derive(Clone)]
+pub(crate) struct ViewMetrics {
+    lookups: Counter,
+    hits: Counter,
+    refreshed: Counter,
+    cache_bytes: Gauge,
+    staleness: Gauge,
+}
+
+impl ViewMetrics {
+    fn bind(view: &View) -> ViewMetrics {
+        let name = view.name().to_string();
+        gauge!(VIEW_STALENESS_LIMIT, "view" => name.clone()).set(seconds(view.staleness()));
+        ViewMetrics {
+            lookups: counter!(VIEW_LOOKUPS, "view" => name.clone()),
+            hits: counter!(VIEW_HITS, "view" => name.clone()),
+            refreshed: counter!(VIEW_REFRESHED, "view" => name.clone()),
+            cache_bytes: gauge!(VIEW_CACHE_BYTES, "view" => name.clone()),
+            staleness: gauge!(VIEW_STALENESS, "view" => name),
+        }
+    }
+
+    /// Tells what was asked of `reader` since the last time.
+    pub(crate) fn observe(&self, reader: &ViewReader) {
+        let counts = reader.take_counts();
+        if counts.lookups > 0 {
+            self.lookups.increment(counts.lookups);
+            self.hits.increment(counts.hits);
+            self.staleness.set(seconds(counts.staleness));
+        }
+        self.refreshed.increment(counts.refreshed);
+        self.cache_bytes.set(reader.cache_bytes() as f64);
     }
 }
 

@@ -208,7 +208,12 @@ impl<S: Stream> PartitionStates<S> {
         }
     }
 
-    /// Takes note that a checkpoint of this partition is in the store.
+    /// Whether a checkpoint is of these states.
+    pub fn is_of(&self, checkpoint: &PartitionCheckpoint) -> bool {
+        (&self.view, self.partition.partition) == (&checkpoint.view, checkpoint.partition)
+    }
+
+    /// Takes note that a checkpoint of these states is in the store.
     pub fn written(&mut self, checkpoint: &PartitionCheckpoint) {
         self.stored = checkpoint.watermark.offset;
         self.watermark = Some(self.stored);

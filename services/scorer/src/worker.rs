@@ -33,8 +33,6 @@ pub struct WorkerOptions {
     pub checkpoint_interval: Duration,
     /// Memory for card states. Beyond it those written and longest unused are dropped.
     pub state_bytes_max: usize,
-    /// Memory for the cache of terminal states.
-    pub view_cache_bytes: u64,
     /// How long a join may wait for a view that lags. After it the view is taken as it is, and
     /// the event counted as a violation of I2.
     pub view_wait_max: Duration,
@@ -51,7 +49,6 @@ impl Default for WorkerOptions {
             batches_in_flight_max: 2,
             checkpoint_interval: Duration::from_secs(1),
             state_bytes_max: 256 << 20,
-            view_cache_bytes: 64 << 20,
             view_wait_max: Duration::from_secs(60),
             future_skew: Duration::from_secs(300),
             log_features: false,
@@ -68,6 +65,23 @@ pub struct Context {
     pub model: ModelThread,
     pub clock: Clock,
     pub stats: Arc<Stats>,
+    /// Of the shared views, in their order; all workers of a process read through the same.
+    pub views: Arc<[ViewReader]>,
+}
+
+/// Memory for the caches of the views that others keep, if nothing else is asked for.
+pub const VIEW_CACHE_BYTES: u64 = 64 << 20;
+
+/// Readers of the shared views, for the workers of a process.
+pub fn views(
+    log: &dyn Log,
+    store: &Arc<dyn OnlineStore>,
+    features: &FeatureSet,
+    cache_bytes: u64,
+) -> Result<Arc<[ViewReader]>> {
+    let partitions = log.ends(topics::ENTITY_EVENTS)?.len() as u32;
+    let readers = ViewReader::of_all(features, store, partitions, cache_bytes);
+    Ok(readers.into_iter().map(ViewReader::refresh_ahead).collect())
 }
 
 /// What the workers of a process have done so far.
@@ -117,7 +131,6 @@ pub struct Worker {
     consumer: Option<Box<dyn Consumer>>,
     partitions: OwnedPartitions,
     partition_metrics: BTreeMap<u32, PartitionMetrics>,
-    terminals: Option<ViewReader>,
     /// A batch whose view lags, and since when (in microseconds of the clock).
     waiting: Option<(Ingested, i64)>,
     in_flight: VecDeque<Scoring>,
@@ -131,13 +144,6 @@ impl Worker {
     /// Refuses a model that was trained on another layout than the definitions give (I4).
     pub fn start(context: Context, options: WorkerOptions, index: usize) -> Result<Worker> {
         context.model.layout().accept(context.features.layout())?;
-        let terminals = match context.features.view_of(Entity::TerminalId) {
-            Some(view) => {
-                let partitions = context.log.ends(topics::TERMINAL_EVENTS)?.len() as u32;
-                Some(ViewReader::new(view, Arc::clone(&context.store), partitions, options.view_cache_bytes))
-            }
-            None => None,
-        };
         let emit_options = EmitOptions {
             model: Id::from(context.model.version()),
             threshold: context.model.threshold(),
@@ -145,6 +151,7 @@ impl Worker {
             log_features: options.log_features,
         };
         let checkpointed_us = (context.clock)();
+        let metrics = WorkerMetrics::bind(index, &context.features);
         Ok(Worker {
             member: index.to_string(),
             consumer: None,
@@ -153,12 +160,11 @@ impl Worker {
             emit_options,
             partitions: BTreeMap::new(),
             partition_metrics: BTreeMap::new(),
-            terminals,
             waiting: None,
             in_flight: VecDeque::new(),
             outbox: Outbox::default(),
             checkpointed_us,
-            metrics: WorkerMetrics::bind(index),
+            metrics,
         })
     }
 
@@ -301,7 +307,7 @@ impl Worker {
             states.table.begin_batch(share);
         }
         let features = &self.context.features;
-        let joined = join(features, &*self.context.store, &mut self.partitions, self.terminals.as_mut(), batch, force)?;
+        let joined = join(features, &*self.context.store, &mut self.partitions, &self.context.views, batch, force)?;
         let joined = match joined {
             Join::Done(joined) => joined,
             Join::ViewBehind { batch, .. } => {
@@ -314,7 +320,7 @@ impl Worker {
             }
         };
         if force {
-            tracing::warn!(waited_s = waited.as_secs(), "the terminal view lags; events are scored with what it has");
+            tracing::warn!(waited_s = waited.as_secs(), "a view lags; events are scored with what it has");
             self.metrics.stale_joins.increment(events);
             self.metrics.violations[0].increment(events);
         }
@@ -419,11 +425,8 @@ impl Worker {
         }
         self.metrics.state_bytes.set(bytes as f64);
         self.metrics.states.set(count as f64);
-        if let Some(terminals) = &mut self.terminals {
-            let (lookups, hits) = terminals.take_counts();
-            self.metrics.view_lookups.increment(lookups);
-            self.metrics.view_hits.increment(hits);
-            self.metrics.view_cache_bytes.set(terminals.cache_bytes() as f64);
+        for (reader, metrics) in self.context.views.iter().zip(&self.metrics.views) {
+            metrics.observe(reader);
         }
     }
 

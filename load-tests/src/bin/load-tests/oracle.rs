@@ -79,6 +79,7 @@ pub fn reference(environment: &Environment, features: &Arc<FeatureSet>, input: &
     };
     let materializer = Materializer::start(context, MaterializerOptions::default())?;
     let stats = Arc::new(Stats::default());
+    let views = scorer::worker::views(&*log, &store, features, scorer::worker::VIEW_CACHE_BYTES)?;
     let context = scorer::worker::Context {
         log: Arc::clone(&log) as Arc<dyn Log>,
         store,
@@ -86,6 +87,7 @@ pub fn reference(environment: &Environment, features: &Arc<FeatureSet>, input: &
         model,
         clock: system_clock(),
         stats: Arc::clone(&stats),
+        views,
     };
     let options =
         WorkerOptions { log_features: true, view_wait_max: Duration::from_secs(3600), ..WorkerOptions::default() };

@@ -36,7 +36,7 @@ pub fn ahead(
     let mut ahead = Vec::new();
     for (view, keys, topic, group) in [
         (card, cards, topics::TRANSACTIONS, scorer::GROUP),
-        (terminal, terminals, topics::TERMINAL_EVENTS, materializer::aggregate::GROUP),
+        (terminal, terminals, topics::ENTITY_EVENTS, materializer::aggregate::GROUP),
         (rekey, BTreeSet::new(), topics::TRANSACTIONS, materializer::rekey::GROUP),
     ] {
         let partitions = log.ends(topic)?.len() as u32;

@@ -165,7 +165,7 @@ pub(crate) struct ScorerConfig {
     pub(crate) checkpoint_interval: Duration,
     /// Memory for card states, all workers together.
     pub(crate) state_bytes_max: usize,
-    /// Memory for the cache of terminal states, all workers together.
+    /// Memory for the caches of the views that others keep, all workers together.
     pub(crate) view_cache_bytes: u64,
     #[serde(deserialize_with = "span")]
     pub(crate) view_wait_max: Duration,
@@ -186,7 +186,7 @@ impl Default for ScorerConfig {
             batches_in_flight_max: options.batches_in_flight_max,
             checkpoint_interval: options.checkpoint_interval,
             state_bytes_max: options.state_bytes_max,
-            view_cache_bytes: options.view_cache_bytes,
+            view_cache_bytes: scorer::worker::VIEW_CACHE_BYTES,
             view_wait_max: options.view_wait_max,
             future_skew: options.future_skew,
             log_features: options.log_features,
@@ -272,7 +272,6 @@ impl Config {
             batches_in_flight_max: scorer.batches_in_flight_max,
             checkpoint_interval: scorer.checkpoint_interval,
             state_bytes_max: scorer.state_bytes_max / workers,
-            view_cache_bytes: scorer.view_cache_bytes / workers as u64,
             view_wait_max: scorer.view_wait_max,
             future_skew: scorer.future_skew,
             log_features: scorer.log_features,

@@ -65,10 +65,8 @@ pub(crate) fn run(args: &MaterializeArgs) -> anyhow::Result<()> {
     let part = spawn("materializer", move || Ok(materializer.run(&stopping)?))?;
     started.store(true, Relaxed);
     tracing::info!(url, "materializing");
-    let groups = [
-        (rekey::GROUP, &[topics::TRANSACTIONS, topics::LABELS][..]),
-        (aggregate::GROUP, &[topics::TERMINAL_EVENTS][..]),
-    ];
+    let groups =
+        [(rekey::GROUP, &[topics::TRANSACTIONS, topics::LABELS][..]), (aggregate::GROUP, &[topics::ENTITY_EVENTS][..])];
     let mut watches = Vec::new();
     for (group, topics) in groups {
         watches.push(spawn_lag_watch(Arc::clone(&log) as Arc<dyn Log>, Arc::clone(&stop), group, topics)?);

@@ -52,6 +52,7 @@ pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
     let model = connect::model(&config)?;
     tracing::info!(instance, url, model = model.version(), device = %model.device(), "scoring");
 
+    let views = scorer::worker::views(&*log, &store, &features, config.scorer.view_cache_bytes)?;
     let mut parts = Vec::new();
     for index in 0..usize::from(config.scorer.workers.max(1)) {
         let context = scorer::worker::Context {
@@ -61,6 +62,7 @@ pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
             model: model.clone(),
             clock: system_clock(),
             stats: Arc::clone(&stats),
+            views: Arc::clone(&views),
         };
         let worker = Worker::start(context, config.worker(), index)?;
         let stopping = Arc::clone(&stop);

@@ -35,7 +35,7 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
         features: connect::features(&config)?,
         store,
         card_partitions: log.ends(topics::TRANSACTIONS)?.len() as u32,
-        terminal_partitions: log.ends(topics::TERMINAL_EVENTS)?.len() as u32,
+        entity_partitions: log.ends(topics::ENTITY_EVENTS)?.len() as u32,
         ready: Arc::new(|| Ok(())),
         metrics,
     };

@@ -212,7 +212,7 @@ fn router(
         features: Arc::clone(features),
         store: Arc::clone(store),
         card_partitions: args.partitions,
-        terminal_partitions: args.partitions,
+        entity_partitions: args.partitions,
         ready: Arc::new(ready),
         metrics,
     };
@@ -241,6 +241,7 @@ fn start_parts(
     let materializer = Materializer::start(context, MaterializerOptions::default())?;
     let stopping = Arc::clone(stop);
     parts.push(spawn("materializer", move || Ok(materializer.run(&stopping)?))?);
+    let views = scorer::worker::views(&**log, store, features, scorer::worker::VIEW_CACHE_BYTES)?;
     for index in 0..usize::from(args.workers) {
         let context = scorer::worker::Context {
             log: Arc::clone(log) as Arc<dyn Log>,
@@ -249,6 +250,7 @@ fn start_parts(
             model: model.clone(),
             clock: system_clock(),
             stats: Arc::clone(stats),
+            views: Arc::clone(&views),
         };
         let options = WorkerOptions { log_features: args.log_features, ..WorkerOptions::default() };
         let worker = Worker::start(context, options, index)?;

@@ -39,6 +39,7 @@ fn run(delivery: Delivery, store: Arc<dyn OnlineStore>, prefix: &str) {
             model: model.clone(),
             clock: system_clock(),
             stats: Arc::new(Stats::default()),
+            views: scorer::worker::views(&*log, &store, &features, scorer::worker::VIEW_CACHE_BYTES).unwrap(),
         };
         let options = WorkerOptions { log_features: true, batch_events_max: 200, ..WorkerOptions::default() };
         let worker = Worker::start(context, options, 0).unwrap();

@@ -1,0 +1,65 @@
+//! What became known of an entity: for each column of its profile, the values that a reader may still ask for.
+
+use schemas::EventTime;
+
+/// Values of a profile, by column; each since when it holds.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Profile {
+    pub(super) columns: Vec<Vec<Held>>,
+}
+
+/// A value, and since when it holds; `NaN` is a missing one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    pub(crate) since: EventTime,
+    pub(crate) value: f64,
+}
+
+impl Profile {
+    /// Takes in a value of a column. Of those within one `step` of time only the last is kept, so that their number
+    /// doesn't grow with the number of updates; of those of the same time, the one that comes last.
+    pub(super) fn insert(&mut self, step: i64, column: usize, held: Held) {
+        if self.columns.len() <= column {
+            self.columns.resize_with(column + 1, Vec::new);
+        }
+        let values = &mut self.columns[column];
+        let begin = begin_of(step, held.since);
+        let position = values.partition_point(|known| begin_of(step, known.since) < begin);
+        match values.get_mut(position) {
+            Some(known) if begin_of(step, known.since) == begin => {
+                if known.since <= held.since {
+                    *known = held;
+                }
+            }
+            _ => values.insert(position, held),
+        }
+    }
+
+    /// The value that holds before the step which `at` falls into.
+    pub(super) fn read(&self, step: i64, column: usize, at: EventTime) -> Option<Held> {
+        let values = self.columns.get(column)?;
+        let position = values.partition_point(|known| known.since < begin_of(step, at));
+        values[..position].last().copied()
+    }
+
+    /// Forgets what nobody asks for who reads at `through` or later.
+    pub(super) fn evict(&mut self, step: i64, through: EventTime) {
+        for values in &mut self.columns {
+            let position = values.partition_point(|known| known.since < begin_of(step, through));
+            values.drain(..position.saturating_sub(1));
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.columns.iter().all(Vec::is_empty)
+    }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        let values: usize = self.columns.iter().map(|values| values.capacity() * size_of::<Held>()).sum();
+        self.columns.capacity() * size_of::<Vec<Held>>() + values
+    }
+}
+
+fn begin_of(step: i64, time: EventTime) -> EventTime {
+    EventTime::from_millis(super::tiles::begin_of(step, time))
+}
