@@ -1,6 +1,7 @@
 //! Definitions compiled to what the hot path runs: slots, windows, and the vector's layout.
 
 use std::cell::LazyCell;
+use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
@@ -219,18 +220,51 @@ impl FeatureSet {
         values: &mut [f64],
     ) {
         let own = own.and_then(|state| self.view_of(Entity::CardId).map(|view| (view, state)));
-        let shared = |view: usize| (&self.views[view], shared.get(view).copied().flatten());
+        let shared = |view: usize, values: &mut [f64]| {
+            self.views[view].evaluate(shared.get(view).copied().flatten(), transaction.event_time, values);
+        };
         run(&self.join, transaction, own, shared, &mut scratch.current, values);
+    }
+
+    /// As [`FeatureSet::join`], with the values of the other views in `values` already.
+    pub(crate) fn join_given(
+        &self,
+        transaction: &Transaction,
+        own: Option<&mut WindowState>,
+        scratch: &mut Scratch,
+        values: &mut [f64],
+    ) {
+        let own = own.and_then(|state| self.view_of(Entity::CardId).map(|view| (view, state)));
+        run(&self.join, transaction, own, |_, _| (), &mut scratch.current, values);
     }
 
     /// Fills in the features that are left, once an event is joined, and appends the vector to `out` in the layout's order.
     #[inline]
     pub fn assemble(&self, transaction: &Transaction, values: &mut [f64], out: &mut Vec<f32>) {
+        self.derive(transaction, values);
+        // Every slot is a column, in order.
+        out.extend(values.iter().map(|&value| value as f32));
+    }
+
+    pub(crate) fn derive(&self, transaction: &Transaction, values: &mut [f64]) {
         for (slot, formula) in &self.assemble {
             values[*slot] = formula.value(transaction, values);
         }
-        // Every slot is a column, in order.
-        out.extend(values.iter().map(|&value| value as f32));
+    }
+
+    /// What has a status of its own: each view of windows, and each value of a profile.
+    pub fn status_columns(&self) -> impl Iterator<Item = &str> {
+        self.views.iter().flat_map(|view| {
+            let windows = (!view.is_profile()).then_some(view.name.as_str());
+            windows.into_iter().chain(view.profile.columns.iter().map(|column| self.names[column.slot].as_str()))
+        })
+    }
+
+    /// Those of a view, by its place in [`FeatureSet::views`].
+    pub(crate) fn status_columns_of(&self, view: usize) -> Range<usize> {
+        let count = |view: &View| view.profile.columns.len().max(1);
+        let start = self.views[..view].iter().map(count).sum();
+        start..start + count(&self.views[view])
     }
 }
 
@@ -287,7 +321,7 @@ impl View {
         let Scratch { current, values } = scratch;
         values.resize(self.width, f64::NAN);
         // What goes into a view never depends on other views; see the compiler.
-        run(&self.apply, transaction, Some((self, state)), |_| (self, None), current, values);
+        run(&self.apply, transaction, Some((self, state)), |_, _| (), current, values);
     }
 
     /// Takes a profile update into a state: the numbers of the fields that the view has.
@@ -416,13 +450,13 @@ impl View {
 }
 
 /// Takes `steps` for an event: `own` is the view that it goes into, with its entity's state, and
-/// `shared` gives each of the others, with the state of theirs.
+/// `shared` fills in the values of each of the others.
 #[inline]
-fn run<'a>(
+fn run(
     steps: &[Step],
     transaction: &Transaction,
     mut own: Option<(&View, &mut WindowState)>,
-    shared: impl Fn(usize) -> (&'a View, Option<&'a WindowState>),
+    shared: impl Fn(usize, &mut [f64]),
     current: &mut Vec<Current>,
     values: &mut [f64],
 ) {
@@ -432,10 +466,7 @@ fn run<'a>(
     for step in steps {
         match (step, &mut own) {
             (Step::Compute(slot, formula), _) => values[*slot] = formula.value(transaction, values),
-            (Step::Shared(index), _) => {
-                let (view, state) = shared(*index);
-                view.evaluate(state, transaction.event_time, values);
-            }
+            (Step::Shared(view), _) => shared(*view, values),
             (Step::Insert(index), Some((view, state))) => {
                 current[*index] = view.insert(*index, transaction, state, values);
             }

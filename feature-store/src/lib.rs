@@ -11,7 +11,7 @@ pub mod store;
 mod view_reader;
 mod window;
 
-pub use backfill::Backfill;
+pub use backfill::{Backfill, Rows};
 pub use definitions::Entity;
 pub use entities::EntityTable;
 pub use features::{DefinitionError, FeatureSet, Scratch, Status, View};
