@@ -3,6 +3,7 @@
 mod backfill;
 mod compile;
 mod definitions;
+mod describe;
 mod entities;
 mod expression;
 mod features;

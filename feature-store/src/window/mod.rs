@@ -5,10 +5,14 @@ mod labels;
 mod series;
 mod tiles;
 
+use std::time::Duration;
+
 use schemas::{EventTime, Id};
 
 use labels::{LabelEntry, Labels};
+use tiles::Tiles;
 pub(crate) use series::{Needs, Sample, Series, SeriesSpec, Window};
+use series::Columns;
 
 /// Transactions and labels of one entity within the reach of its windows: one [`Series`] for each
 /// filter and value of the view's definition.
@@ -79,6 +83,20 @@ impl WindowState {
         let series: usize = self.series.iter().map(|series| size_of::<Series>() + series.heap_bytes()).sum();
         size_of::<WindowState>() + series + self.labels.heap_bytes()
     }
+}
+
+/// The most memory that the series of one entity take, in bytes, when the events of `keep` are kept; `None` if that
+/// depends on their number.
+pub(crate) fn entity_bytes_max(specs: &[SeriesSpec], keep: Duration) -> Option<usize> {
+    let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
+    let bytes = |spec: &SeriesSpec| {
+        let tiles = usize::try_from(keep / spec.tile).unwrap_or(usize::MAX).saturating_add(2);
+        // Rings grow by doubling, when there is one more than they hold.
+        let rings = |count: usize, size: usize| count.checked_add(1)?.checked_mul(2)?.checked_mul(size);
+        let columns = size_of::<Columns>().checked_add(rings(tiles, Tiles::TILE_BYTES)?)?;
+        size_of::<Series>().checked_add(rings(spec.exact, spec.needs.event_bytes())?)?.checked_add(columns)
+    };
+    specs.iter().try_fold(size_of::<WindowState>(), |sum, spec| sum.checked_add(bytes(spec)?))
 }
 
 /// Equal states give equal features; where they come from doesn't matter.

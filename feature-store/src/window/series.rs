@@ -37,6 +37,17 @@ impl Needs {
         Needs(self.0 | other.0)
     }
 
+    /// Memory of an event, in bytes.
+    pub(super) fn event_bytes(self) -> usize {
+        let column = |needs: Needs, bytes: usize| if self.has(needs) { bytes } else { 0 };
+        size_of::<Event>()
+            + column(Needs::SQUARES, size_of::<i128>())
+            + column(Needs::EXTREMES, 1)
+            + column(Needs::CODES, size_of::<i64>())
+            + column(Needs::DISTINCT, size_of::<u64>())
+            + column(Needs::RUNS, size_of::<Run>())
+    }
+
     /// Anything but totals, which stand beside the times.
     const fn has_columns(self) -> bool {
         self.0 & !1 != 0

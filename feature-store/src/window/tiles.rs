@@ -64,6 +64,8 @@ pub(super) fn begin_of(tile: i64, time: EventTime) -> i64 {
 }
 
 impl Tiles {
+    pub(super) const TILE_BYTES: usize = size_of::<Tile>();
+
     /// Adds an event behind all of its time and before.
     pub(super) fn add(&mut self, tile: i64, time: EventTime, value: i64) {
         let begin = begin_of(tile, time);
