@@ -20,7 +20,11 @@ const CASES: [(&str, &str, &[&str]); 5] = [
     ("count, mean; 1,000 kept one by one", "", &["aggregate: count", "aggregate: mean"]),
     ("min, std; 1,000 kept one by one", "", &["aggregate: min", "aggregate: std"]),
     ("distinct, rank; 1,000 kept one by one", "", &["aggregate: distinct, value: amount", "aggregate: rank"]),
-    ("runs, filtered sums; 1,000 kept one by one", "", &["aggregate: run_length, match: amount < 20", "aggregate: sum, where: amount > 20"]),
+    (
+        "runs, filtered sums; 1,000 kept one by one",
+        "",
+        &["aggregate: run_length, match: amount < 20", "aggregate: sum, where: amount > 20"],
+    ),
 ];
 const WINDOWS: &str = "over: [1d, 2d, 3d, 5d, 7d, 10d, 14d, 20d, 25d, 30d]";
 
@@ -51,9 +55,12 @@ fn main() {
 
 fn features(keys: &str, aggregates: &[&str]) -> FeatureSet {
     let windows = aggregates.iter().enumerate();
-    let windows: String =
-        windows.map(|(at, aggregate)| format!("      - {{ name: \"F{at}_{{days}}\", {aggregate}, {WINDOWS} }}\n")).collect();
-    let text = format!("version: 1\nallowed_lateness: 0s\nviews:\n  - name: card\n    entity: card_id\n{keys}    windows:\n{windows}");
+    let windows: String = windows
+        .map(|(at, aggregate)| format!("      - {{ name: \"F{at}_{{days}}\", {aggregate}, {WINDOWS} }}\n"))
+        .collect();
+    let text = format!(
+        "version: 1\nallowed_lateness: 0s\nviews:\n  - name: card\n    entity: card_id\n{keys}    windows:\n{windows}"
+    );
     FeatureSet::parse(&text, "bench.yaml").unwrap_or_else(|error| panic!("{error}"))
 }
 

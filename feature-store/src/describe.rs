@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::definitions::{Entity, Span};
 use crate::features::{FeatureSet, Step, View};
-use crate::window::entity_bytes_max;
+use crate::window::{entity_bytes_max, event_bytes};
 
 /// The vector, the views, and what a scoring costs: what `fraudline features show` prints.
 #[derive(Debug)]
@@ -20,6 +20,11 @@ impl View {
     /// The most memory that the windows of one entity take, in bytes, labels aside; `None` if that depends on its traffic.
     pub fn entity_bytes_max(&self) -> Option<usize> {
         entity_bytes_max(&self.specs, self.keep)
+    }
+
+    fn has_labels(&self) -> bool {
+        let ranges = self.series.iter().flat_map(|series| &series.ranges);
+        ranges.flat_map(|range| &range.features).any(|feature| feature.aggregate.needs_labels())
     }
 }
 
@@ -40,11 +45,15 @@ impl fmt::Display for Description<'_> {
                 Entity::CardId => writeln!(f, "  kept by the scorer; an event sees itself and all before it")?,
                 _ => writeln!(f, "  kept by the materializer; read up to {} stale", Span(view.staleness()))?,
             }
-            writeln!(f, "  {} over {}", plural(windows, "window"), plural(view.series.len(), "series of events"))?;
+            writeln!(f, "  {} of {} series of events", plural(windows, "window"), view.series.len())?;
             writeln!(f, "  needs the events of the last {}", Span(view.keep()))?;
+            let (event, label) = event_bytes(&view.specs);
             match view.entity_bytes_max() {
-                Some(bytes) => writeln!(f, "  at most {} an entity", bytes_text(bytes))?,
-                None => writeln!(f, "  memory grows with the events within that; `exact: 0` bounds it")?,
+                Some(bytes) => writeln!(f, "  at most {} of memory an entity", bytes_text(bytes))?,
+                None => writeln!(f, "  {event} bytes of memory for each of them; `exact: 0` keeps tiles instead")?,
+            }
+            if view.has_labels() {
+                writeln!(f, "  {label} bytes for each label")?;
             }
         }
         writeln!(f, "\na scoring reads")?;
@@ -64,7 +73,7 @@ impl fmt::Display for Description<'_> {
 }
 
 fn plural(count: usize, noun: &str) -> String {
-    if count == 1 || noun.ends_with("events") { format!("{count} {noun}") } else { format!("{count} {noun}s") }
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 fn bytes_text(bytes: usize) -> String {

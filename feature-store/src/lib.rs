@@ -8,6 +8,7 @@ mod entities;
 mod expression;
 mod features;
 pub mod metrics;
+mod reference;
 pub mod store;
 mod view_reader;
 mod window;
@@ -16,6 +17,7 @@ pub use backfill::Backfill;
 pub use definitions::Entity;
 pub use entities::EntityTable;
 pub use features::{DefinitionError, FeatureSet, Scratch, View};
+pub use reference::{reference, schema};
 pub use store::{
     Checkpoint, CqlConsistency, CqlOptions, CqlReplication, CqlStore, EmbeddedStore, Migration, OnlineStore,
     PartitionCheckpoint, Read, RedisMode, RedisOptions, RedisStore, RemoteOptions, RemoteStore, Retry, StateWrite,

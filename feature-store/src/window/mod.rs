@@ -10,9 +10,7 @@ use std::time::Duration;
 use schemas::{EventTime, Id};
 
 use labels::{LabelEntry, Labels};
-use tiles::Tiles;
 pub(crate) use series::{Needs, Sample, Series, SeriesSpec, Window};
-use series::Columns;
 
 /// Transactions and labels of one entity within the reach of its windows: one [`Series`] for each
 /// filter and value of the view's definition.
@@ -89,14 +87,17 @@ impl WindowState {
 /// depends on their number.
 pub(crate) fn entity_bytes_max(specs: &[SeriesSpec], keep: Duration) -> Option<usize> {
     let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
-    let bytes = |spec: &SeriesSpec| {
+    specs.iter().try_fold(size_of::<WindowState>(), |sum, spec| {
         let tiles = usize::try_from(keep / spec.tile).unwrap_or(usize::MAX).saturating_add(2);
-        // Rings grow by doubling, when there is one more than they hold.
-        let rings = |count: usize, size: usize| count.checked_add(1)?.checked_mul(2)?.checked_mul(size);
-        let columns = size_of::<Columns>().checked_add(rings(tiles, Tiles::TILE_BYTES)?)?;
-        size_of::<Series>().checked_add(rings(spec.exact, spec.needs.event_bytes())?)?.checked_add(columns)
-    };
-    specs.iter().try_fold(size_of::<WindowState>(), |sum, spec| sum.checked_add(bytes(spec)?))
+        // `exact: all` bounds nothing.
+        let events = Some(spec.exact).filter(|&exact| exact < usize::MAX)?;
+        sum.checked_add(spec.needs.series_bytes_max(events, tiles)?)
+    })
+}
+
+/// Memory of an event that is kept one by one in all of the series, and of a label, in bytes.
+pub(crate) fn event_bytes(specs: &[SeriesSpec]) -> (usize, usize) {
+    (specs.iter().map(|spec| spec.needs.event_bytes()).sum(), size_of::<LabelEntry>())
 }
 
 /// Equal states give equal features; where they come from doesn't matter.

@@ -1,4 +1,4 @@
-//! `fraudline features`: what a definition file says.
+//! `fraudline features`: what a definition file says, and what it may say.
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,10 @@ pub(crate) enum FeaturesCommand {
     Check(FileArgs),
     /// Print the vector, the views, their memory, and what a scoring reads
     Show(FileArgs),
+    /// Print the JSON Schema of definition files, for editors
+    Schema,
+    /// Print the reference page of definition files, in Markdown
+    Reference,
 }
 
 #[derive(Debug, Args)]
@@ -24,9 +28,13 @@ pub(crate) fn run(command: &FeaturesCommand) -> anyhow::Result<()> {
     match command {
         FeaturesCommand::Check(FileArgs { file }) => {
             let features = load(file.as_deref())?;
-            println!("ok: {} features in {} views", features.width(), features.views().len());
+            let views = features.views().iter().map(|view| format!(", view {} by {}", view.name(), view.entity()));
+            let views: String = views.collect();
+            println!("ok: {} features{views}, layout {}", features.width(), features.layout().hash());
         }
         FeaturesCommand::Show(FileArgs { file }) => print!("{}", load(file.as_deref())?.describe()),
+        FeaturesCommand::Schema => print!("{}", feature_store::schema()),
+        FeaturesCommand::Reference => print!("{}", feature_store::reference()),
     }
     Ok(())
 }
