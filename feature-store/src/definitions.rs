@@ -1,55 +1,84 @@
 //! The definition file: what a feature is, declared once.
+//!
+//! The comments on these types are what a person reads: the JSON Schema and the reference page are made of them.
 
 use std::fmt;
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use schemas::{Id, Transaction};
 use serde::{Deserialize, Deserializer};
 use serde_saphyr::Spanned;
 
-/// The file as it is written. [`crate::FeatureSet`] is what it is compiled to.
-#[derive(Debug, Deserialize)]
+/// Everything that is computed for a transaction. The vector's columns are the features in the order of this file: `request`,
+/// then those of the views, then `derived`.
+// [`crate::FeatureSet`] is what it is compiled to.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(title = "Feature definitions of fraudline")]
 pub(crate) struct Definitions {
+    /// Version of this format.
+    #[schemars(with = "u32", extend("const" = 1))]
     pub(crate) version: Spanned<u32>,
+    /// How much later than the newest event of its partition a transaction may come; it is placed where it belongs. What comes
+    /// later still becomes a dead letter.
+    #[schemars(extend("examples" = ["1d"]))]
     pub(crate) allowed_lateness: Span,
+    /// Features of the event alone.
     #[serde(default)]
     pub(crate) request: Vec<Computed>,
+    /// Features of the events before, by entity: one view for each.
     #[serde(default)]
     pub(crate) views: Vec<ViewDefinition>,
+    /// Features of other features. They may use each other in any order, but not in a circle.
     #[serde(default)]
     pub(crate) derived: Vec<Computed>,
 }
 
 /// A feature that is computed from others, or from fields of the event.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "feature")]
 pub(crate) struct Computed {
+    /// The column's name: unique, without spaces, colons, braces or backticks.
+    #[schemars(with = "String", extend("examples" = ["LOG_AMOUNT"]))]
     pub(crate) name: Spanned<String>,
-    /// An expression over features and fields: `amount`, `TX_AMOUNT / AVG_7DAY`, `log1p(TX_AMOUNT)`.
+    /// What it is computed from: features and fields.
+    #[schemars(with = "String", title = "expression", extend("examples" = ["amount", "log1p(TX_AMOUNT)", "TX_AMOUNT / MEAN_7D"]))]
     pub(crate) value: Spanned<String>,
 }
 
 /// What is known of one entity: windows over its events, or its profile.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "view")]
 pub(crate) struct ViewDefinition {
+    /// The view's name, unique: lookups ask for `view:feature`.
+    #[schemars(with = "String", extend("examples" = ["card"]))]
     pub(crate) name: Spanned<String>,
+    /// What the view is keyed by.
     pub(crate) entity: Entity,
-    /// How far behind event time the view may be read; for profiles, and for an entity whose events are spread
-    /// over the partitions. A value of a profile counts for events that come later than it by this, and up to a 16th more.
+    /// How far behind event time the view may be read: needed for profiles, and for an entity whose events are spread over the
+    /// partitions; refused for one whose events one scorer sees all of. Windows end longer ago than this and the allowed lateness, and
+    /// a value of a profile counts for events that come later than it by this (and up to a 16th more), so that values are
+    /// the same however far behind the view is.
+    #[schemars(extend("examples" = ["3d"]))]
     pub(crate) staleness: Option<Span>,
     /// How old a value of a profile may be; an older one is missing. Without it, values hold until they change.
+    #[schemars(with = "Option<Span>", extend("examples" = ["90d"]))]
     pub(crate) ttl: Option<Spanned<Span>>,
-    /// Values that are known of the entity besides its events, from the topic `profiles`.
+    /// Values that are known of the entity besides its events, from the topic `profiles`; a view has these or windows.
     #[serde(default)]
     pub(crate) profile: Vec<ProfileFeature>,
     /// How many of the newest events are kept one by one, for each entity, filter and value; older ones are kept in
-    /// tiles, so that memory is bounded however busy an entity is. `all`: no tiles. 0: tiles only.
+    /// tiles, so that memory is bounded however busy an entity is. `all`: no tiles. 0: tiles only. 1000 for `card_id` unless given,
+    /// and `all` for other entities, which know only `all` and 0.
+    #[schemars(with = "Option<Exact>", extend("examples" = [1000, "all"]))]
     pub(crate) exact: Option<Spanned<Exact>>,
     /// Length of a tile: bounds of windows among events in tiles are rounded down to a tile's begin.
+    #[schemars(with = "Option<Span>", extend("default" = "1h"))]
     pub(crate) tile: Option<Spanned<Span>>,
-    /// Windows over the events of the entity.
+    /// Features over windows of the entity's events.
     #[serde(default)]
     pub(crate) windows: Vec<Windows>,
 }
@@ -62,9 +91,12 @@ impl ViewDefinition {
 }
 
 /// A number of an entity's profile.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "profile")]
 pub(crate) struct ProfileFeature {
+    /// The feature's name, unique in the file.
+    #[schemars(with = "String", extend("examples" = ["CREDIT_LIMIT"]))]
     pub(crate) name: Spanned<String>,
     /// What profile updates call it, if not by the feature's name. True is 1, false 0.
     pub(crate) field: Option<String>,
@@ -73,11 +105,13 @@ pub(crate) struct ProfileFeature {
 }
 
 /// What a view is keyed by: a field of the transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "entity")]
 pub enum Entity {
-    /// The key of the transactions topic: one partition sees all events of a card.
+    /// The key of the transactions topic: one scorer sees all events of a card, and keeps its windows, the current event included.
     CardId,
+    /// Paid at with cards of every partition: the materializer keeps its windows, and the scorer reads them through the online store.
     TerminalId,
 }
 
@@ -100,33 +134,51 @@ impl fmt::Display for Entity {
     }
 }
 
-/// One aggregate over one or more windows.
-#[derive(Debug, Deserialize)]
+/// One aggregate over one or more windows: a feature for each.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "window")]
 pub(crate) struct Windows {
-    /// With `{days}` or `{hours}` in it where there are several windows.
+    /// The column's name; with `{days}` or `{hours}`, the window's length, in it where there are several windows.
+    #[schemars(with = "String", extend("examples" = ["COUNT_{days}D"]))]
     pub(crate) name: Spanned<String>,
+    /// What is computed over the events of a window.
     pub(crate) aggregate: Aggregate,
-    /// What is aggregated: an expression, or `card_id` or `terminal_id` where ids can be. Events where it is missing don't count.
+    /// What is aggregated: numbers, or `card_id` or `terminal_id` where ids can be. Events where it is missing don't count. Where numbers
+    /// are taken it is the amount unless given.
+    #[schemars(with = "Option<String>", title = "expression", extend("examples" = ["AMOUNT / MEAN_7D", "terminal_id"]))]
     pub(crate) value: Option<Spanned<String>>,
-    /// Only events for which this expression holds, at their own time, count.
+    /// Only events for which this holds, at their own time, count.
     #[serde(rename = "where")]
+    #[schemars(with = "Option<String>", title = "expression", extend("examples" = ["amount > 2.5 * MEAN_14D"]))]
     pub(crate) filter: Option<Spanned<String>>,
-    /// Which events make up a run, for the aggregates of runs: an expression.
+    /// Which events make up a run, for the aggregates of runs.
     #[serde(rename = "match")]
+    #[schemars(with = "Option<String>", title = "expression", extend("examples" = ["amount < 2"]))]
     pub(crate) matches: Option<Spanned<String>>,
+    /// Lengths of the windows: a feature for each.
+    #[schemars(length(min = 1), extend("examples" = [["1d", "7d", "30d"]]))]
     pub(crate) over: Vec<Span>,
-    /// The window is `(t - offset - over, t - offset]` for an event at `t`.
+    /// How long ago the windows end: for an event at `t` a window is `(t - offset - over, t - offset]`.
     #[serde(default)]
+    #[schemars(extend("default" = "0s", "examples" = ["7d"]))]
     pub(crate) offset: Span,
+    /// Whether an event counts in its own windows; for windows without an offset, of aggregates that are not of earlier events anyway.
+    #[schemars(extend("default" = true))]
     pub(crate) include_current: Option<bool>,
-    /// The value where there is none by itself; missing if not given.
+    /// The value where there is none by itself; missing if not given. For aggregates that can be missing.
+    #[schemars(extend("examples" = [0]))]
     pub(crate) empty: Option<f64>,
 }
 
-/// How many events are kept one by one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Exact(pub(crate) usize);
+/// How many events are kept one by one: a whole number up to 1000000, or `all`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(inline, title = "number or `all`")]
+pub(crate) struct Exact(#[schemars(schema_with = "exact_schema")] pub(crate) usize);
+
+fn exact_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "anyOf": [{ "type": "integer", "minimum": 0, "maximum": 1_000_000 }, { "const": "all" }] })
+}
 
 impl Exact {
     pub(crate) const ALL: Exact = Exact(usize::MAX);
@@ -149,8 +201,10 @@ impl fmt::Display for Exact {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// What is computed over the events of a window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "aggregate")]
 pub(crate) enum Aggregate {
     /// Number of events.
     Count,
@@ -262,9 +316,10 @@ impl fmt::Display for Aggregate {
     }
 }
 
-/// A length of time, written as a whole number and a unit: `500ms`, `30s`, `15m`, `12h`, `7d`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Span(pub(crate) Duration);
+/// A length of time, written as a whole number and a unit: `500ms`, `30s`, `15m`, `12h`, `7d`. At most 100 years.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, JsonSchema)]
+#[schemars(inline, title = "length of time", extend("pattern" = "^[0-9]+(ms|s|m|h|d)$"))]
+pub(crate) struct Span(#[schemars(with = "String")] pub(crate) Duration);
 
 impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {

@@ -161,7 +161,7 @@ impl FeatureSet {
         let text = std::fs::read_to_string(path).map_err(|error| DefinitionError {
             file: file.clone(),
             place: String::new(),
-            message: error.to_string(),
+            message: format!("it can't be read: {error}"),
         })?;
         FeatureSet::parse(&text, &file)
     }

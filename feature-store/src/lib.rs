@@ -3,10 +3,12 @@
 mod backfill;
 mod compile;
 mod definitions;
+mod describe;
 mod entities;
 mod expression;
 mod features;
 pub mod metrics;
+mod reference;
 pub mod store;
 mod view_reader;
 mod window;
@@ -15,6 +17,7 @@ pub use backfill::{Backfill, Rows};
 pub use definitions::Entity;
 pub use entities::EntityTable;
 pub use features::{DefinitionError, FeatureSet, Scratch, Status, View};
+pub use reference::{reference, schema};
 pub use store::{
     Checkpoint, CqlConsistency, CqlOptions, CqlReplication, CqlStore, EmbeddedStore, Migration, OnlineStore,
     PartitionCheckpoint, Read, RedisMode, RedisOptions, RedisStore, RemoteOptions, RemoteStore, Retry, StateWrite,

@@ -62,7 +62,7 @@ fn a_file_of_the_wrong_shape_is_refused() {
             "version: 1\nallowed_lateness: 1d\nrequest:\n  - { name: A, value: §amout }\n",
             &["`amout`", "did you mean `amount`?"],
         ),
-        ("version: §1\nallowed_lateness: 1d\n", &["no feature is declared"]),
+        ("version: §1\nallowed_lateness: 1d\n", &["no feature is declared", "begin with `request:"]),
         ("version: 1\nallowed_lateness: §1day\n", &["`1day` is no length of time", "7d"]),
         ("version: 1\nallowed_lateness: §-1d\n", &["`-1d` is no length of time"]),
         ("version: 1\nallowed_lateness: §1.5d\n", &["`1.5d` is no length of time"]),
@@ -70,12 +70,39 @@ fn a_file_of_the_wrong_shape_is_refused() {
         ("version: 1\nallowed_lateness: §99999999999999999999d\n", &["is no length of time"]),
         ("version: 1\nallowed_lateness: §7\n", &["is no length of time"]),
     ]);
-    for text in
-        ["", "version: 1\n", "[]", "\t", "version: 1\nallowed_lateness: [", "a: &a [*a]", "version: 1\nversion: 1\n"]
-    {
-        let error = FeatureSet::parse(text, "features.yaml").expect_err(text).to_string();
-        assert!(error.starts_with("features.yaml:"), "{error}");
-    }
+}
+
+#[test]
+fn a_text_that_is_no_definition_file_is_refused() {
+    let of_cards = |window: &str| card(window).replace("§", "").replace("¶", "§");
+    assert_refused(&[
+        ("§", &["the file ends here", "`version: 1`", "`allowed_lateness: 1d`"]),
+        ("\t§", &["the file ends here"]),
+        ("§[]", &["keys and values are expected", "`name: AMOUNT`"]),
+        ("§version: 1\n", &["`allowed_lateness` is missing", "fraudline features reference"]),
+        ("version: 1\nallowed_lateness: §[", &["one value is expected here"]),
+        ("version: 1\nallowed_lateness: §~\n", &["a value is missing here"]),
+        ("§a: &a [*a]", &["no key `a`", "version, allowed_lateness"]),
+        ("version: 1\n§version: 1\n", &["`version` is here twice", "leave one out"]),
+        ("version: §one\n", &["a whole number is expected"]),
+        ("version: 1\nallowed_lateness: 1d\nviews: §3\n", &["a list is expected", "lines that begin with `-`"]),
+        (&of_cards("{ name: N, ¶aggregate: count }"), &["`over` is missing", "fraudline features reference"]),
+        (&of_cards("{ name: N, aggregate: count, over: ¶1d }"), &["a list is expected", "`[1d, 7d]`"]),
+        (&of_cards("{ name: N, aggregate: mean, over: [1d], empty: ¶none }"), &["a number is expected"]),
+        (
+            &of_cards("{ name: N, aggregate: mean, over: [1d], include_current: ¶7 }"),
+            &["`true` or `false` is expected"],
+        ),
+        (
+            &of_cards("{ name: N, aggregate: mean, ¶ower: [1d] }"),
+            &["no key `ower`", "did you mean `over`?", "include_current"],
+        ),
+        (
+            &of_cards("{ name: N, aggregate: ¶means, over: [1d] }"),
+            &["no `means`", "did you mean `mean`?", "fraud_rate"],
+        ),
+        (&of_cards("{ name: ¶[N], aggregate: mean, over: [1d] }"), &["one value is expected here"]),
+    ]);
 }
 
 #[test]
@@ -103,13 +130,16 @@ fn a_window_that_says_nothing_clear_is_refused() {
         (&card("{ name: N, aggregate: §median, over: [1d] }"), &["median", "fraud_rate"]),
         (&card("{ name: N, aggregate: count, over: [1d, §1w] }"), &["`1w` is no length of time"]),
         (&card("{ name: §N, aggregate: count, over: [] }"), &["at least one window", "over: [1d, 7d]"]),
-        (&card("{ name: §N, aggregate: count, over: [0s] }"), &["longer than 0"]),
+        (&card("{ name: §N, aggregate: count, over: [0s] }"), &["longer than 0", "`over: [1d]`"]),
         (&card("{ name: §N, aggregate: count, over: [1d, 7d] }"), &["`{days}`", "`{hours}`"]),
-        (&card("{ name: §\"N{days}\", aggregate: count, over: [1d, 36h] }"), &["36h", "no whole number", "`{days}`"]),
+        (
+            &card("{ name: §\"N{days}\", aggregate: count, over: [1d, 36h] }"),
+            &["36h", "no whole number", "`{days}`", "by itself"],
+        ),
         (&card("{ name: §\"N{hours}\", aggregate: count, over: [90m] }"), &["90m", "no whole number", "`{hours}`"]),
         (&card("{ name: §\"N{days}\", aggregate: count, over: [86400500ms] }"), &["86400500ms", "no whole number"]),
         (&card("{ name: §\"N{weeks}\", aggregate: count, over: [7d] }"), &["`N{weeks}` is no name"]),
-        (&card("{ name: §\"N{days}\", aggregate: count, over: [1d, 24h] }"), &["two features `N1`"]),
+        (&card("{ name: §\"N{days}\", aggregate: count, over: [1d, 24h] }"), &["two features `N1`", "rename one"]),
         (
             &card("{ name: N, aggregate: count, over: [1d] }\n      - { name: §N, aggregate: count, over: [2d] }"),
             &["two features `N`"],
@@ -169,11 +199,11 @@ fn an_aggregate_of_what_it_cannot_be_of_is_refused() {
         (&card("{ name: §N, aggregate: last, include_current: true, over: [1d] }"), &["leave `include_current` out"]),
         (
             &terminal("{ name: N, aggregate: fraud_rate, where: §amount > 1, over: [1d], offset: 7d }"),
-            &["a fraud_rate has no `where`"],
+            &["a fraud_rate has no `where`; leave it out"],
         ),
         (
             &terminal("{ name: §N, aggregate: rank, over: [1d], offset: 7d }"),
-            &["a rank compares with the current event"],
+            &["a rank compares with the current event", "under the view of card_id"],
         ),
         (
             &terminal("{ name: §N, aggregate: first_seen, value: card_id, over: [1d], offset: 7d }"),
@@ -194,11 +224,14 @@ fn bounds_of_memory_that_say_nothing_clear_are_refused() {
     assert_refused(&[
         (&with(card(count), "    exact: §some\n"), &["`some` is no number up to 1000000, and not `all`"]),
         (&with(card(count), "    exact: §-1\n"), &["`-1` is no number"]),
-        (&with(card(count), "    tile: §0s\n"), &["longer than 0"]),
+        (&with(card(count), "    tile: §0s\n"), &["longer than 0", "`tile: 1h`"]),
         (&with(card(count), "    exact: all\n    tile: §1h\n"), &["without tiles, `tile` says nothing"]),
         (&with(terminal(count), "    tile: §1h\n"), &["without tiles, `tile` says nothing"]),
         (&with(terminal(count), "    exact: §100\n"), &["`exact` is `all` or 0 here"]),
-        (&with(card(distinct), "    exact: 0\n"), &["a distinct is computed over events kept one by one"]),
+        (
+            &with(card(distinct), "    exact: 0\n"),
+            &["a distinct is computed over events kept one by one", "leave `exact` out"],
+        ),
     ]);
 }
 
@@ -209,7 +242,7 @@ fn features_that_go_round_in_a_circle_are_refused() {
                - { name: S, aggregate: std, over: [7d], where: amount > M }";
     let view = card("{ name: N, aggregate: count, over: [1d], where: D > 2 }");
     assert_refused(&[
-        (&card(mean), &["`M` is computed from itself: M <- M"]),
+        (&card(mean), &["`M` is computed from itself: M <- M; take one of these out"]),
         (&card(two), &["`M` is computed from itself: M <- S <- M"]),
         (
             &format!("{}derived:\n  - {{ name: D, value: N + 1 }}\n", view.replace("name: N", "name: §N")),
@@ -231,7 +264,10 @@ fn what_is_kept_elsewhere_goes_into_no_state() {
     let of_terminals = terminal("{ name: §N, aggregate: count, over: [1d], offset: 7d, where: M > 1 }")
         + "  - name: card\n    entity: card_id\n    windows:\n      - { name: M, aggregate: mean, over: [1d] }\n";
     assert_refused(&[
-        (&format!("{by_risk}derived:\n  - {{ name: D, value: RISK * 2 }}\n"), &["`RISK` is read from view `terminal`"]),
+        (
+            &format!("{by_risk}derived:\n  - {{ name: D, value: RISK * 2 }}\n"),
+            &["`RISK` is read from view `terminal`; combine the two in a derived feature"],
+        ),
         (&of_terminals, &["`M` is a window", "aggregated by fields of the event"]),
     ]);
 }

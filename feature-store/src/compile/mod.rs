@@ -2,6 +2,7 @@
 
 mod plan;
 mod windows;
+mod yaml;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -17,11 +18,7 @@ use plan::{Order, Plan, inputs, slots};
 const VERSION: u32 = 1;
 
 pub(crate) fn compile(text: &str, file: &str) -> Result<FeatureSet, DefinitionError> {
-    let definitions: Definitions = serde_saphyr::from_str(text).map_err(|error| DefinitionError {
-        file: file.to_owned(),
-        place: error.location().map(|at| format!(":{}:{}", at.line(), at.column())).unwrap_or_default(),
-        message: error.without_snippet().to_string(),
-    })?;
+    let definitions: Definitions = serde_saphyr::from_str(text).map_err(|error| yaml::refusal(&error, file))?;
     let mut compiler = Compiler { file, slots: HashMap::new(), features: Vec::new(), views: Vec::new() };
     compiler.declare_all(&definitions)?;
     compiler.resolve_all(&definitions)?;
@@ -97,7 +94,7 @@ impl Compiler<'_> {
                 }
                 for &over in &windows.over {
                     if over.0.is_zero() {
-                        return Err(self.error(&windows.name, "a window is longer than 0"));
+                        return Err(self.error(&windows.name, "a window is longer than 0, as in `over: [1d]`"));
                     }
                     let name = self.window_name(&windows.name, over, windows.over.len() > 1)?;
                     self.declare(&windows.name, name, String::new(), Origin::Window { view, series: 0 })?;
@@ -108,7 +105,10 @@ impl Compiler<'_> {
             self.declare_computed(computed)?;
         }
         if self.features.is_empty() {
-            return Err(self.error(&definitions.version, "no feature is declared"));
+            return Err(self.error(
+                &definitions.version,
+                "no feature is declared; begin with `request: [{ name: AMOUNT, value: amount }]`",
+            ));
         }
         Ok(())
     }
@@ -135,7 +135,7 @@ impl Compiler<'_> {
         }
         let slot = self.features.len();
         if self.slots.insert(name.clone(), slot).is_some() {
-            return Err(self.error(at, format!("there are two features `{name}`")));
+            return Err(self.error(at, format!("there are two features `{name}`; rename one of them")));
         }
         let at = at.referenced;
         self.features.push(Feature { name, at, definition, origin, nullable: false, signed: false });
@@ -148,7 +148,7 @@ impl Compiler<'_> {
         for (placeholder, unit) in [("{days}", 86_400), ("{hours}", 3600)] {
             if text.contains(placeholder) {
                 if !seconds.is_multiple_of(unit) || over.0.subsec_millis() != 0 {
-                    return Err(self.error(name, format!("the window {over} is no whole number for `{placeholder}`")));
+                    return Err(self.error(name, format!("the window {over} is no whole number for `{placeholder}`; declare it by itself, under a name of its own")));
                 }
                 text = text.replace(placeholder, &(seconds / unit).to_string());
             }
@@ -293,7 +293,7 @@ impl Compiler<'_> {
                     Origin::Window { view: other, .. } | Origin::Profile { view: other } => {
                         let message = match entity {
                             Entity::CardId => format!(
-                                "`{}` goes into the windows of cards, which are built from the log alone, but `{}` is read from view `{}`",
+                                "`{}` goes into the windows of cards, which are built from the log alone, but `{}` is read from view `{}`; combine the two in a derived feature",
                                 feature.name, input.name, self.views[*other].name
                             ),
                             _ => format!(

@@ -33,8 +33,14 @@ impl Order {
             let from = self.path.iter().position(|&known| known == slot).unwrap_or(0);
             let names = self.path[from..].iter().chain([&slot]).map(|&slot| compiler.features[slot].name.as_str());
             let names: Vec<&str> = names.collect();
-            return Err(compiler
-                .error_at(feature.at, format!("`{}` is computed from itself: {}", feature.name, names.join(" <- "))));
+            return Err(compiler.error_at(
+                feature.at,
+                format!(
+                    "`{}` is computed from itself: {}; take one of these out of what the next is computed from",
+                    feature.name,
+                    names.join(" <- ")
+                ),
+            ));
         }
         self.visited[slot] = Mark::Open;
         self.path.push(slot);

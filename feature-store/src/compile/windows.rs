@@ -59,7 +59,7 @@ impl Compiler<'_> {
                 return Err(self.error(at, "without tiles, `tile` says nothing; leave it out, or set `exact`"));
             }
             if tile.0.is_zero() {
-                return Err(self.error(at, "a tile is longer than 0"));
+                return Err(self.error(at, "a tile is longer than 0, as in `tile: 1h`"));
             }
         }
         let mut layout = ViewLayout {
@@ -238,7 +238,9 @@ impl Compiler<'_> {
         {
             return Err(self.error(
                 filter,
-                format!("a label knows nothing of its transaction but the time; a {aggregate} has no `where`"),
+                format!(
+                    "a label knows nothing of its transaction but the time; a {aggregate} has no `where`; leave it out"
+                ),
             ));
         }
         if let Some(include) = windows.include_current {
@@ -255,14 +257,14 @@ impl Compiler<'_> {
         }
         let of_current = aggregate == Aggregate::Rank || aggregate == Aggregate::FirstSeen && windows.value.is_some();
         if !owned && of_current {
-            return Err(self.error(at, format!("a {aggregate} compares with the current event, which a view of {entity} doesn't know when it is read")));
+            return Err(self.error(at, format!("a {aggregate} compares with the current event, which a view of {entity} doesn't know when it is read; declare it under the view of card_id")));
         }
         if layout.exact == Exact(0) && matches!(aggregate.takes(), Takes::Anything | Takes::Matches)
             || layout.exact == Exact(0) && of_current
         {
             return Err(self.error(
                 at,
-                format!("a {aggregate} is computed over events kept one by one, of which `exact: 0` leaves none"),
+                format!("a {aggregate} is computed over events kept one by one, of which `exact: 0` leaves none; raise it, or leave `exact` out"),
             ));
         }
         if windows.empty.is_some() && !aggregate.is_nullable() {
@@ -305,17 +307,20 @@ impl Compiler<'_> {
                 Ok((aggregate.to_string(), Value::None))
             }
             (Takes::Numbers, None) => Ok((format!("{aggregate}(amount)"), amount)),
-            (takes, Some(value)) => {
-                match IdField::named(value.value.trim()) {
-                    Some(_) if takes == Takes::Numbers => Err(self
-                        .error(value, format!("`{}` is an id, no number; a {aggregate} is of numbers", value.value))),
-                    Some(field) => Ok((format!("{aggregate}({})", value.value.trim()), Value::Id(field))),
-                    None => {
-                        let (text, formula) = self.formula(value)?;
-                        Ok((format!("{aggregate}({text})"), Value::Number(formula)))
-                    }
+            (takes, Some(value)) => match IdField::named(value.value.trim()) {
+                Some(_) if takes == Takes::Numbers => Err(self.error(
+                    value,
+                    format!(
+                        "`{}` is an id, no number; a {aggregate} is of numbers, `distinct` and `first_seen` take ids",
+                        value.value
+                    ),
+                )),
+                Some(field) => Ok((format!("{aggregate}({})", value.value.trim()), Value::Id(field))),
+                None => {
+                    let (text, formula) = self.formula(value)?;
+                    Ok((format!("{aggregate}({text})"), Value::Number(formula)))
                 }
-            }
+            },
         }
     }
 }

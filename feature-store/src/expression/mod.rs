@@ -6,24 +6,34 @@ mod parse;
 
 use std::fmt;
 
+use schemars::JsonSchema;
 use schemas::Transaction;
 
 pub(crate) use parse::parse;
 
 /// What an event has by itself, as a number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
 pub(crate) enum Field {
+    /// The transaction's amount.
     Amount,
+    /// Hour of the day, 0 to 23, UTC.
     Hour,
+    /// Day of the week, 0 (Monday) to 6 (Sunday), UTC.
     Weekday,
+    /// 1 on a Saturday or Sunday, else 0; UTC.
     Weekend,
+    /// 1 in the hours 0 to 6, else 0; UTC.
     Night,
 }
 
 /// What an event has by itself, to be told apart only.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
+#[schemars(rename_all = "snake_case")]
 pub(crate) enum IdField {
+    /// The card's id.
     CardId,
+    /// The terminal's id.
     TerminalId,
 }
 
@@ -96,36 +106,71 @@ pub(crate) enum Expression<N> {
     Binary(Binary, Box<Expression<N>>, Box<Expression<N>>),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub(crate) enum Unary {
+    /// The number with the other sign.
     Minus,
+    /// 1 if `a` is 0 or missing, else 0.
     Not,
+    /// The natural logarithm of `1 + a`; missing for -1 and below.
     Log1p,
+    /// The number without its sign.
     Abs,
+    /// The square root; missing below 0.
     Sqrt,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, JsonSchema)]
 pub(crate) enum Binary {
+    /// 1 if one of the two holds, else 0.
     Or,
+    /// 1 if both hold, else 0.
     And,
+    /// 1 if `a` is below `b`, else 0.
     Less,
+    /// 1 if `a` is at most `b`, else 0.
     LessEqual,
+    /// 1 if `a` is above `b`, else 0.
     Greater,
+    /// 1 if `a` is at least `b`, else 0.
     GreaterEqual,
+    /// 1 if both are the same number, or an id is the text beside it, else 0.
     Equal,
+    /// 1 if both are there and differ, or an id is another than the text beside it, else 0.
     NotEqual,
+    /// The sum.
     Plus,
+    /// The difference.
     Minus,
+    /// The product.
     Times,
+    /// The ratio; missing over 0.
     Over,
+    /// The smaller one.
     Min,
+    /// The larger one.
     Max,
 }
 
 impl Binary {
+    /// Those that stand between their operands; longer symbols first: `<=` is not `<`.
+    pub(crate) const INFIX: [Binary; 12] = [
+        Binary::Or,
+        Binary::And,
+        Binary::LessEqual,
+        Binary::GreaterEqual,
+        Binary::Less,
+        Binary::Greater,
+        Binary::Equal,
+        Binary::NotEqual,
+        Binary::Plus,
+        Binary::Minus,
+        Binary::Times,
+        Binary::Over,
+    ];
+
     /// How it is written, and how tightly it binds.
-    fn infix(self) -> Option<(&'static str, u8)> {
+    pub(crate) fn infix(self) -> Option<(&'static str, u8)> {
         Some(match self {
             Binary::Or => ("or", 1),
             Binary::And => ("and", 2),
@@ -303,8 +348,9 @@ impl Expression<String> {
     }
 }
 
-const FUNCTIONS_OF_ONE: [(&str, Unary); 3] = [("log1p", Unary::Log1p), ("abs", Unary::Abs), ("sqrt", Unary::Sqrt)];
-const FUNCTIONS_OF_TWO: [(&str, Binary); 2] = [("min", Binary::Min), ("max", Binary::Max)];
+pub(crate) const FUNCTIONS_OF_ONE: [(&str, Unary); 3] =
+    [("log1p", Unary::Log1p), ("abs", Unary::Abs), ("sqrt", Unary::Sqrt)];
+pub(crate) const FUNCTIONS_OF_TWO: [(&str, Binary); 2] = [("min", Binary::Min), ("max", Binary::Max)];
 
 fn is_plain(name: &str) -> bool {
     name.starts_with(|first: char| first.is_alphabetic() || first == '_')

@@ -51,7 +51,7 @@ impl<'a> Parser<'a> {
     fn expression(&mut self, least: u8) -> Result<Expression<String>, String> {
         self.depth += 1;
         if self.depth > Parser::DEPTH_MAX {
-            return Err(format!("`{}` is nested too deeply", self.text));
+            return Err(format!("`{}` is nested too deeply; split it up over derived features", self.text));
         }
         let mut left = self.operand(least)?;
         while let Some((operator, binding)) = self.infix(least) {
@@ -66,7 +66,7 @@ impl<'a> Parser<'a> {
                 {
                     let Some(field) = IdField::named(&name) else {
                         return Err(format!(
-                            "`{}`: only an id is compared with a text, and `{name}` is none",
+                            "`{}`: only an id is compared with a text, and `{name}` is none; a number stands without quotes",
                             self.text
                         ));
                     };
@@ -81,23 +81,8 @@ impl<'a> Parser<'a> {
     }
 
     fn infix(&mut self, least: u8) -> Option<(Binary, u8)> {
-        // Longer symbols first: `<=` is not `<`.
-        const INFIX: [Binary; 12] = [
-            Binary::Or,
-            Binary::And,
-            Binary::LessEqual,
-            Binary::GreaterEqual,
-            Binary::Less,
-            Binary::Greater,
-            Binary::Equal,
-            Binary::NotEqual,
-            Binary::Plus,
-            Binary::Minus,
-            Binary::Times,
-            Binary::Over,
-        ];
         let before = self.at;
-        for operator in INFIX {
+        for operator in Binary::INFIX {
             let (symbol, binding) = operator.infix()?;
             if binding >= least && self.take(symbol) {
                 return Some((operator, binding));

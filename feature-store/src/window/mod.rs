@@ -6,11 +6,13 @@ mod profile;
 mod series;
 mod tiles;
 
+use std::time::Duration;
+
 use schemas::{EventTime, Id};
 
 use labels::{LabelEntry, Labels};
-pub(crate) use profile::Held;
 use profile::Profile;
+pub(crate) use profile::{Held, profile_bytes_max};
 pub(crate) use series::{Needs, Sample, Series, SeriesSpec, Window};
 
 /// Transactions and labels of one entity within the reach of its windows, one [`Series`] for each
@@ -97,6 +99,23 @@ impl WindowState {
         let series: usize = self.series.iter().map(|series| size_of::<Series>() + series.heap_bytes()).sum();
         size_of::<WindowState>() + series + self.labels.heap_bytes() + self.profile.heap_bytes()
     }
+}
+
+/// The most memory that the series of one entity take, in bytes, when the events of `keep` are kept; `None` if that
+/// depends on their number.
+pub(crate) fn entity_bytes_max(specs: &[SeriesSpec], keep: Duration) -> Option<usize> {
+    let keep = i64::try_from(keep.as_millis()).unwrap_or(i64::MAX);
+    specs.iter().try_fold(size_of::<WindowState>(), |sum, spec| {
+        let tiles = usize::try_from(keep / spec.tile).unwrap_or(usize::MAX).saturating_add(2);
+        // `exact: all` bounds nothing.
+        let events = Some(spec.exact).filter(|&exact| exact < usize::MAX)?;
+        sum.checked_add(spec.needs.series_bytes_max(events, tiles)?)
+    })
+}
+
+/// Memory of an event that is kept one by one in all of the series, and of a label, in bytes.
+pub(crate) fn event_bytes(specs: &[SeriesSpec]) -> (usize, usize) {
+    (specs.iter().map(|spec| spec.needs.event_bytes()).sum(), size_of::<LabelEntry>())
 }
 
 /// Equal states give equal features; where they come from doesn't matter.

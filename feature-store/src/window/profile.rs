@@ -1,5 +1,7 @@
 //! What became known of an entity: for each column of its profile, the values that a reader may still ask for.
 
+use std::time::Duration;
+
 use schemas::EventTime;
 
 /// Values of a profile, by column; each since when it holds.
@@ -58,6 +60,13 @@ impl Profile {
         let values: usize = self.columns.iter().map(|values| values.capacity() * size_of::<Held>()).sum();
         self.columns.capacity() * size_of::<Vec<Held>>() + values
     }
+}
+
+/// The most memory of so many columns, in bytes: a value for each step of the time kept, and those around.
+pub(crate) fn profile_bytes_max(columns: usize, step: i64, keep: Duration) -> usize {
+    let steps = usize::try_from(keep.as_millis() as i64 / step.max(1)).unwrap_or(usize::MAX) + 3;
+    // A vector holds up to twice of what is in it.
+    columns * (size_of::<Vec<Held>>() + 2 * steps * size_of::<Held>()) + size_of::<super::WindowState>()
 }
 
 fn begin_of(step: i64, time: EventTime) -> EventTime {

@@ -37,6 +37,27 @@ impl Needs {
         Needs(self.0 | other.0)
     }
 
+    /// Memory of an event, in bytes; those of extremes are of blocks of events.
+    pub(super) fn event_bytes(self) -> usize {
+        let column = |needs: Needs, bytes: usize| if self.has(needs) { bytes } else { 0 };
+        size_of::<Event>()
+            + column(Needs::SQUARES, size_of::<i128>())
+            + column(Needs::CODES, size_of::<i64>())
+            + column(Needs::DISTINCT, size_of::<u64>())
+            + column(Needs::RUNS, size_of::<Run>())
+    }
+
+    /// The most memory that a series takes with so many events and tiles, in bytes; `None` beyond any memory.
+    pub(super) fn series_bytes_max(self, events: usize, tiles: usize) -> Option<usize> {
+        // Rings grow by doubling, when there is one more than they hold, from 4 on.
+        let ring = |count: usize, size: usize| count.checked_add(2)?.checked_mul(2)?.checked_mul(size);
+        let blocks = if self.has(Needs::EXTREMES) { events / BLOCK as usize + 2 } else { 0 };
+        let rings = ring(events, self.event_bytes())?
+            .checked_add(ring(blocks, size_of::<(i64, i64)>())?)?
+            .checked_add(ring(tiles, Tiles::TILE_BYTES)?)?;
+        rings.checked_add(size_of::<Series>() + size_of::<Columns>())
+    }
+
     /// Anything but totals, which stand beside the times.
     const fn has_columns(self) -> bool {
         self.0 & !1 != 0
@@ -230,6 +251,9 @@ impl Series {
             if !columns.tiles.is_empty() {
                 // What is in tiles is older than the events.
                 return;
+            }
+            if !self.needs.has_columns() {
+                self.columns = None;
             }
         }
         while self.events.front().is_some_and(|event| event.time <= through) {

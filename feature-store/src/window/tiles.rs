@@ -64,6 +64,8 @@ pub(super) fn begin_of(tile: i64, time: EventTime) -> i64 {
 }
 
 impl Tiles {
+    pub(super) const TILE_BYTES: usize = size_of::<(Tile, Running)>();
+
     /// Adds an event behind all of its time and before.
     pub(super) fn add(&mut self, tile: i64, time: EventTime, value: i64) {
         let begin = begin_of(tile, time);
@@ -104,6 +106,9 @@ impl Tiles {
         {
             self.base = *running;
             self.tiles.pop_front();
+        }
+        if self.tiles.capacity() > 32 && self.tiles.len() < self.tiles.capacity() / 4 {
+            self.tiles.shrink_to(self.tiles.len() * 2);
         }
     }
 
@@ -153,7 +158,7 @@ impl Tiles {
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
-        self.tiles.capacity() * size_of::<(Tile, Running)>()
+        self.tiles.capacity() * Tiles::TILE_BYTES
     }
 
     /// The tiles, each with its own sums.

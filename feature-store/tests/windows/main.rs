@@ -320,6 +320,8 @@ fn memory_is_bounded_however_busy_an_entity_is() {
     }
     assert_eq!(state.len(), 100);
     assert!(state.bytes() <= bytes, "{} after {bytes}", state.bytes());
+    let most = view.entity_bytes_max().expect("tiles bound it");
+    assert!(bytes <= most && most < 4 * bytes, "{bytes} of {most}");
     // Three series of 100 events and 193 tiles (8 days, lateness included, and one) of 96 bytes, in buffers at most twice too large.
     assert!(bytes < 2 * 3 * (100 * 100 + 193 * 112) + 4096, "{bytes}");
 }

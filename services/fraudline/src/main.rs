@@ -2,6 +2,7 @@
 
 mod config;
 mod dead_letters;
+mod features;
 mod feeder;
 mod records;
 mod service;
@@ -39,6 +40,9 @@ enum Command {
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Feature definitions
+    #[command(subcommand)]
+    Features(features::FeaturesCommand),
     /// The online store
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -74,6 +78,7 @@ fn main() -> anyhow::Result<()> {
         Command::Materialize(args) => service::materialize::run(&args),
         Command::Serve(args) => service::serve::run(&args),
         Command::Config(ConfigCommand::Check(args)) => config::check(&args),
+        Command::Features(command) => features::run(&command),
         Command::Store(command) => store::run(&command),
         Command::DeadLetters(command) => dead_letters::run(&command),
         Command::Tail(args) => tail::run(&args),
