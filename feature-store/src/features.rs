@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::time::Duration;
 
-use schemas::{EventTime, FeatureLayout, Id, Transaction};
+use schemas::{EventTime, FeatureLayout, Id, ProfileUpdate, Transaction};
 
 use crate::compile;
 use crate::definitions::{Aggregate, Entity};
@@ -199,6 +199,22 @@ impl FeatureSet {
         self.views.iter().enumerate().find(|(_, view)| view.is_profile() && view.name == name)
     }
 
+    /// Whether a profile update is one that a view can take in.
+    ///
+    /// # Errors
+    /// Says for a person why not: there is no such view, or a value that it has is no number.
+    pub fn accepts(&self, update: &ProfileUpdate) -> Result<(), String> {
+        let Some((_, view)) = self.profile_view(&update.view) else {
+            return Err(format!("the definitions have no profile view `{}`", update.view));
+        };
+        let known = |field: &Id| view.profile.columns.iter().any(|column| column.field == *field);
+        let text = update.values.iter().find(|(field, value)| value.as_number().is_none() && known(field));
+        match text {
+            Some((field, value)) => Err(format!("`{field}` of view `{}` is a number, not {value:?}", update.view)),
+            None => Ok(()),
+        }
+    }
+
     pub fn allowed_lateness(&self) -> Duration {
         self.allowed_lateness
     }
@@ -337,11 +353,6 @@ impl View {
                 state.insert_profile(self.profile.step, index, Held { since: event_time, value });
             }
         }
-    }
-
-    /// Whether updates of the profile may have a value by this name.
-    pub fn has_field(&self, field: &str) -> bool {
-        self.profile.columns.iter().any(|column| column.field == field)
     }
 
     /// Forgets what happened at `through` or before; of a profile, what nobody asks for who joins an event after that by

@@ -160,7 +160,7 @@ fn hops_alone(
         model: model.version().into(),
         threshold: model.threshold(),
         layout: features.layout().clone(),
-        log_features: false,
+        log_features: 0.0,
     };
     let mut outbox = Outbox::default();
     let mut spent = [Duration::ZERO; HOPS.len()];

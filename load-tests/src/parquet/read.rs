@@ -89,7 +89,7 @@ impl ParquetSource {
 
 /// The decoder asserts some of what a damaged file breaks: to the caller that is an error like the
 /// others. What it was working on is dropped.
-fn caught<T>(read: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub(super) fn caught<T>(read: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|_| Err(anyhow!("the file is damaged")))
 }
 

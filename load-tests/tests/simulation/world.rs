@@ -93,7 +93,7 @@ impl World {
             checkpoint_interval: Duration::from_millis(rng.random_range(0..30)),
             state_bytes_max: if rng.random_ratio(1, 2) { 2000 } else { usize::MAX },
             view_wait_max: Duration::from_secs(1_000_000),
-            log_features: true,
+            log_features: 1.0,
             ..WorkerOptions::default()
         };
         let view_cache_bytes = if rng.random_ratio(1, 2) { 0 } else { 1 << 20 };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use feature_store::{Checkpoint, StoreError, WindowState};
 use metrics::{Counter, counter};
-use schemas::{CodecError, DeadLetterReason, EntityEvent, EventTime, Id, Label, ProfileUpdate, ProfileValue, topics};
+use schemas::{CodecError, DeadLetterReason, EntityEvent, EventTime, Id, Label, ProfileUpdate, topics};
 use scorer::emit::write_dead_letter;
 use scorer::ingest::{DeadLetter, PartitionIngest, Rejection, TimeRules};
 use scorer::log::{Commit, Committed, Consumer, LogError, Outbox, Polled, Record, TopicPartition};
@@ -198,19 +198,9 @@ impl Rekeyer {
     fn profile(&self, record: &Record) -> std::result::Result<ProfileUpdate, Rejection> {
         let update = ProfileUpdate::from_json(&record.value)
             .map_err(|error| Rejection { reason: DeadLetterReason::from(&error), message: error.to_string() })?;
-        let wrong = |message: String| Rejection { reason: DeadLetterReason::WrongShape, message };
-        let Some((_, view)) = self.context.features.profile_view(&update.view) else {
-            return Err(wrong(format!("the definitions have no profile view `{}`", update.view)));
-        };
-        let text = update.values.iter().find_map(|(field, value)| match value {
-            ProfileValue::Text(text) if view.has_field(field) => Some((field, text)),
-            _ => None,
-        });
-        match text {
-            Some((field, text)) => {
-                Err(wrong(format!("`{field}` of view `{}` is a number, not \"{text}\"", update.view)))
-            }
-            None => Ok(update),
+        match self.context.features.accepts(&update) {
+            Ok(()) => Ok(update),
+            Err(message) => Err(Rejection { reason: DeadLetterReason::WrongShape, message }),
         }
     }
 

@@ -19,8 +19,9 @@ pub struct EmitOptions {
     pub model: Id,
     pub threshold: f32,
     pub layout: FeatureLayout,
-    /// Whether scores carry the vector they were made from.
-    pub log_features: bool,
+    /// Which share of the scores carries the vector they were made from, 0 to 1: chosen by a hash of the transaction's id, so
+    /// the same after a replay.
+    pub log_features: f64,
 }
 
 /// A batch after its commit.
@@ -57,7 +58,8 @@ pub fn write(options: &EmitOptions, outbox: &mut Outbox, batch: &Scored, now_us:
             alert,
             model: options.model.clone(),
             source,
-            features: options.log_features.then(|| row.iter().map(|&value| present(value)).collect()),
+            features: is_logged(options.log_features, &transaction.transaction_id)
+                .then(|| row.iter().map(|&value| present(value)).collect()),
         };
         outbox.push(topics::SCORES, transaction.card_id.as_bytes(), now_us, |out| {
             serde_json::to_writer(out, &score).expect("a score holds nothing that JSON can't");
@@ -96,6 +98,10 @@ pub fn emit(
         next: batch.next,
         committed: committed?,
     })
+}
+
+fn is_logged(share: f64, transaction_id: &Id) -> bool {
+    share > 0.0 && twox_hash::XxHash3_64::oneshot(transaction_id.as_bytes()) as f64 <= share * u64::MAX as f64
 }
 
 /// A value as JSON has it: missing is `null`.

@@ -38,8 +38,8 @@ pub struct WorkerOptions {
     pub view_wait_max: Duration,
     /// How far ahead of its record an event may be.
     pub future_skew: Duration,
-    /// Whether scores carry the vector they were made from.
-    pub log_features: bool,
+    /// Which share of the scores carries the vector they were made from, 0 to 1.
+    pub log_features: f64,
 }
 
 impl Default for WorkerOptions {
@@ -51,7 +51,7 @@ impl Default for WorkerOptions {
             state_bytes_max: 256 << 20,
             view_wait_max: Duration::from_secs(60),
             future_skew: Duration::from_secs(300),
-            log_features: false,
+            log_features: 0.0,
         }
     }
 }

@@ -138,8 +138,10 @@ impl Environment {
         let mut text = format!(
             "kafka:\n  brokers: \"{}\"\n  topic_prefix: \"{}\"\n  session_timeout: 6s\n  transaction_timeout: 5s\n\
              topics:\n  create: false\n  partitions: {partitions}\nmodel:\n  device: cpu\n\
-             scorer:\n  delivery: {delivery}\n  log_features: {log_features}\n  view_wait_max: 1h\nstore:\n",
-            self.args.kafka, self.prefix
+             scorer:\n  delivery: {delivery}\n  log_features: {}\n  view_wait_max: 1h\nstore:\n",
+            self.args.kafka,
+            self.prefix,
+            u8::from(log_features),
         );
         let store = match self.settings.store {
             Store::Redis => {

@@ -90,7 +90,7 @@ pub fn reference(environment: &Environment, features: &Arc<FeatureSet>, input: &
         views,
     };
     let options =
-        WorkerOptions { log_features: true, view_wait_max: Duration::from_secs(3600), ..WorkerOptions::default() };
+        WorkerOptions { log_features: 1.0, view_wait_max: Duration::from_secs(3600), ..WorkerOptions::default() };
     let worker = Worker::start(context, options, 0)?;
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| -> anyhow::Result<()> {

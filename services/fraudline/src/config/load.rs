@@ -97,6 +97,12 @@ pub(super) fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Sock
     text.parse().map_err(|_| serde::de::Error::custom(format!("`{text}` is no address, as in 0.0.0.0:6566")))
 }
 
+pub(super) fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let share = f64::deserialize(deserializer)?;
+    let valid = (0.0..=1.0).contains(&share).then_some(share);
+    valid.ok_or_else(|| serde::de::Error::custom(format!("{share} is no share; write a number from 0 to 1")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

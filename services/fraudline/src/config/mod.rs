@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 pub(crate) use check::{CheckArgs, run as check};
 pub(crate) use load::ConfigArgs;
-use load::{address, optional_span, span};
+use load::{address, optional_span, share, span};
 
 /// Everything that the services can be told. Fields are named as in the file.
 #[derive(Clone, Debug, Deserialize)]
@@ -171,8 +171,9 @@ pub(crate) struct ScorerConfig {
     pub(crate) view_wait_max: Duration,
     #[serde(deserialize_with = "span")]
     pub(crate) future_skew: Duration,
-    /// Whether scores carry the vector they were made from.
-    pub(crate) log_features: bool,
+    /// Which share of the scores carries the vector they were made from: 0.01, or 1 for all.
+    #[serde(deserialize_with = "share")]
+    pub(crate) log_features: f64,
 }
 
 impl Default for ScorerConfig {

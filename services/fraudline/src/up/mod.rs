@@ -77,9 +77,14 @@ pub(crate) struct UpArgs {
     /// How long records are kept [default: 1h, with --input for ever]
     #[arg(long, value_parser = humantime::parse_duration)]
     retention: Option<Duration>,
-    /// Write the feature vector into every score
-    #[arg(long)]
-    log_features: bool,
+    /// Write the feature vector into this share of the scores; into all if no number is given
+    #[arg(long, value_name = "SHARE", num_args = 0..=1, default_value_t = 0.0, default_missing_value = "1", value_parser = parse_share)]
+    log_features: f64,
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| format!("`{text}` is no share; write a number from 0 to 1"))
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

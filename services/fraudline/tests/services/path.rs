@@ -41,7 +41,7 @@ fn run(delivery: Delivery, store: Arc<dyn OnlineStore>, prefix: &str) {
             stats: Arc::new(Stats::default()),
             views: scorer::worker::views(&*log, &store, &features, scorer::worker::VIEW_CACHE_BYTES).unwrap(),
         };
-        let options = WorkerOptions { log_features: true, batch_events_max: 200, ..WorkerOptions::default() };
+        let options = WorkerOptions { log_features: 1.0, batch_events_max: 200, ..WorkerOptions::default() };
         let worker = Worker::start(context, options, 0).unwrap();
         let context = materializer::Context {
             log: Arc::clone(&exactly_once) as Arc<dyn Log>,

@@ -86,7 +86,7 @@ fn secure(prefix: &str, store: Service, password: &str, ca: &str) -> String {
         "kafka:\n  brokers: {}\n  topic_prefix: {prefix}\n  session_timeout: 10s\n  request_timeout: 8s\n  tls:\n    ca_certificate: {ca}\n  \
          sasl:\n    mechanism: SCRAM-SHA-512\n    username: {user}\n    password: {password}\n\
          topics:\n  partitions: {PARTITIONS}\nstore:\n{store}\
-         scorer:\n  log_features: true\nmodel:\n  device: cpu\n",
+         scorer:\n  log_features: 1\nmodel:\n  device: cpu\n",
         Service::SecureKafka.address(),
     )
 }
