@@ -194,6 +194,10 @@ impl FeatureSet {
         self.views.iter().enumerate().filter(|(_, view)| !view.is_owned())
     }
 
+    pub fn profile_views(&self) -> impl Iterator<Item = &View> {
+        self.views.iter().filter(|view| view.is_profile())
+    }
+
     /// The view of profiles by this name, with its place in [`FeatureSet::views`].
     pub fn profile_view(&self, name: &str) -> Option<(usize, &View)> {
         self.views.iter().enumerate().find(|(_, view)| view.is_profile() && view.name == name)
@@ -207,7 +211,7 @@ impl FeatureSet {
         let Some((_, view)) = self.profile_view(&update.view) else {
             return Err(format!("the definitions have no profile view `{}`", update.view));
         };
-        let known = |field: &Id| view.profile.columns.iter().any(|column| column.field == *field);
+        let known = |field: &Id| view.fields().any(|known| known == field);
         let text = update.values.iter().find(|(field, value)| value.as_number().is_none() && known(field));
         match text {
             Some((field, value)) => Err(format!("`{field}` of view `{}` is a number, not {value:?}", update.view)),
@@ -301,6 +305,11 @@ impl View {
 
     pub fn is_profile(&self) -> bool {
         !self.profile.columns.is_empty()
+    }
+
+    /// What updates of the profile call its values.
+    pub fn fields(&self) -> impl Iterator<Item = &Id> {
+        self.profile.columns.iter().map(|column| &column.field)
     }
 
     /// Whether the scorer keeps it itself, as the windows of cards; all others are the materializer's.

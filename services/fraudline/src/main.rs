@@ -4,6 +4,7 @@ mod config;
 mod dead_letters;
 mod features;
 mod feeder;
+mod profiles;
 mod records;
 mod service;
 mod simulate;
@@ -43,6 +44,9 @@ enum Command {
     /// Feature definitions
     #[command(subcommand)]
     Features(features::FeaturesCommand),
+    /// Profiles of cards and terminals
+    #[command(subcommand)]
+    Profiles(profiles::ProfilesCommand),
     /// The online store
     #[command(subcommand)]
     Store(store::StoreCommand),
@@ -79,6 +83,7 @@ fn main() -> anyhow::Result<()> {
         Command::Serve(args) => service::serve::run(&args),
         Command::Config(ConfigCommand::Check(args)) => config::check(&args),
         Command::Features(command) => features::run(&command),
+        Command::Profiles(command) => profiles::run(&command),
         Command::Store(command) => store::run(&command),
         Command::DeadLetters(command) => dead_letters::run(&command),
         Command::Tail(args) => tail::run(&args),

@@ -44,14 +44,14 @@ pub(crate) struct LogArgs {
 }
 
 /// A log, the definitions that are used with it, and how far ahead of its record an event may be.
-struct OpenLog {
-    log: Arc<dyn Log>,
-    features: Arc<FeatureSet>,
-    future_skew: Duration,
+pub(crate) struct OpenLog {
+    pub(crate) log: Arc<dyn Log>,
+    pub(crate) features: Arc<FeatureSet>,
+    pub(crate) future_skew: Duration,
 }
 
 impl LogArgs {
-    fn open(&self, definitions: Option<&Path>) -> anyhow::Result<OpenLog> {
+    pub(crate) fn open(&self, definitions: Option<&Path>) -> anyhow::Result<OpenLog> {
         let config = self.config.load()?;
         let features = match definitions {
             Some(path) => Arc::new(FeatureSet::load(path)?),
