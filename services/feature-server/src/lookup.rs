@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use feature_store::{Entity, FeatureSet, View, WindowState};
+use feature_store::{FeatureSet, View, WindowState};
 use schemas::{EventTime, partition_for_key};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -58,8 +58,21 @@ pub enum Status {
     Present,
     /// The entity is known, and the value is missing: a mean over no events.
     NullValue,
-    /// The entity has no events.
+    /// Nothing is known of the entity.
     NotFound,
+    /// The value is older than the view's TTL.
+    OutsideMaxAge,
+}
+
+impl From<feature_store::Status> for Status {
+    fn from(status: feature_store::Status) -> Status {
+        match status {
+            feature_store::Status::Present => Status::Present,
+            feature_store::Status::Null => Status::NullValue,
+            feature_store::Status::NotFound => Status::NotFound,
+            feature_store::Status::OutsideMaxAge => Status::OutsideMaxAge,
+        }
+    }
 }
 
 /// A request that can't be answered: 4xx with Feast's `detail`, or 500 when the store fails.
@@ -148,8 +161,8 @@ fn ids_of(request: &LookupRequest, view: &View) -> Result<Vec<String>, LookupErr
 
 /// A view's values for all rows of a request.
 struct ViewRows {
-    found: Vec<bool>,
-    values: Vec<Vec<f64>>,
+    /// Of each row, for each slot of the view its value and what that is worth.
+    values: Vec<Vec<(usize, f64, Status)>>,
     complete_to: Vec<String>,
 }
 
@@ -157,10 +170,7 @@ struct ViewRows {
 /// transaction would be joined with that took place at that moment.
 async fn read(context: &Context, view: &View, ids: &[String]) -> Result<ViewRows, LookupError> {
     let failed = |error: feature_store::StoreError| LookupError(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
-    let partitions = match view.entity() {
-        Entity::CardId => context.card_partitions,
-        Entity::TerminalId => context.entity_partitions,
-    };
+    let partitions = if view.is_owned() { context.card_partitions } else { context.entity_partitions };
     // Before the states: these are at least as complete then.
     let all: Vec<u32> = (0..partitions).collect();
     let watermarks = context.store.read(view.key(), &[], &all).await.map_err(failed)?.watermarks;
@@ -168,16 +178,16 @@ async fn read(context: &Context, view: &View, ids: &[String]) -> Result<ViewRows
     let complete: Vec<EventTime> = complete.collect();
     let keys: Vec<&str> = ids.iter().map(String::as_str).collect();
     let stored = context.store.read(view.key(), &keys, &[]).await.map_err(failed)?.states;
-    let mut rows = ViewRows { found: Vec::new(), values: Vec::new(), complete_to: Vec::new() };
+    let mut rows = ViewRows { values: Vec::new(), complete_to: Vec::new() };
+    let mut values = vec![f64::NAN; context.features.width()];
     for (id, stored) in ids.iter().zip(stored) {
         let state = stored.map(|stored| WindowState::decode(&stored.bytes)).transpose().map_err(|error| {
             LookupError(StatusCode::INTERNAL_SERVER_ERROR, format!("the state of `{id}` is damaged: {error}"))
         })?;
         let at = complete[partition_for_key(id.as_bytes(), partitions) as usize];
-        let mut values = vec![f64::NAN; context.features.width()];
         view.evaluate(state.as_ref(), at, &mut values);
-        rows.found.push(state.is_some());
-        rows.values.push(values);
+        let status = |slot: usize| view.status(state.as_ref(), at, slot, values[slot]).into();
+        rows.values.push(view.slots().map(|slot| (slot, values[slot], status(slot))).collect());
         rows.complete_to.push(at.to_string());
     }
     Ok(rows)
@@ -186,14 +196,10 @@ async fn read(context: &Context, view: &View, ids: &[String]) -> Result<ViewRows
 impl ViewRows {
     fn column(&self, slot: usize) -> Column {
         let mut column = Column { event_timestamps: self.complete_to.clone(), ..Column::default() };
-        for (found, values) in self.found.iter().zip(&self.values) {
-            let value = values[slot];
-            let (value, status) = match (found, value.is_nan()) {
-                (false, _) => (Value::Null, Status::NotFound),
-                (true, true) => (Value::Null, Status::NullValue),
-                (true, false) => (json!(value), Status::Present),
-            };
-            column.values.push(value);
+        for row in &self.values {
+            let Some(&(_, value, status)) = row.iter().find(|(known, ..)| *known == slot) else { continue };
+            // What the model would be given instead of a missing value is not what is known.
+            column.values.push(if status == Status::Present { json!(value) } else { Value::Null });
             column.statuses.push(status);
         }
         column
