@@ -15,7 +15,7 @@ use feature_store::{
     Backfill, CqlOptions, CqlReplication, CqlStore, FeatureSet, OnlineStore, RedisOptions, RedisStore,
 };
 use load_tests::{ChargebackDelay, Feed, SimulatorOptions};
-use schemas::{Score, topics};
+use schemas::{ProfileUpdate, ProfileValue, Score, Transaction, topics};
 use scorer::log::{KafkaOptions, Log, Outbox, TopicPartition, TopicSpec};
 use scorer::system_clock;
 
@@ -148,6 +148,13 @@ pub fn feed(log: &dyn Log, features: &FeatureSet, events: usize) -> Expected {
             backfill.label(label);
             outbox.push(topics::LABELS, label.card_id.as_bytes(), now(), |out| label.write_json(out));
         }
+        if features.profile_view("card_profile").is_some() {
+            for (number, labelled) in chunk.transactions.iter().enumerate().step_by(7) {
+                let update = news_of(&labelled.transaction, number);
+                backfill.profile(&update);
+                outbox.push(topics::PROFILES, update.entity_id.as_bytes(), now(), |out| update.write_json(out));
+            }
+        }
         for labelled in &chunk.transactions {
             let transaction = &labelled.transaction;
             let mut row = Vec::new();
@@ -161,6 +168,21 @@ pub fn feed(log: &dyn Log, features: &FeatureSet, events: usize) -> Expected {
     outbox.push(topics::TRANSACTIONS, b"nobody", now(), |out| out.extend_from_slice(b"{\"no\": \"transaction\"}"));
     log.append(&outbox).unwrap();
     expected
+}
+
+/// What becomes known of a card with its payment.
+fn news_of(transaction: &Transaction, number: usize) -> ProfileUpdate {
+    let limit = match number % 5 {
+        0 => ProfileValue::Null,
+        of => ProfileValue::Number(1000.0 * of as f64 + transaction.amount.as_f64()),
+    };
+    let values = [("credit_limit", limit), ("premium", ProfileValue::Bool(number.is_multiple_of(2)))];
+    ProfileUpdate {
+        view: "card_profile".into(),
+        entity_id: transaction.card_id.clone(),
+        event_time: transaction.event_time,
+        values: values.into_iter().map(|(field, value)| (field.into(), value)).collect(),
+    }
 }
 
 /// Waits until all that was fed is scored.

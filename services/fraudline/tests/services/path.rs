@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use feature_store::{EmbeddedStore, RemoteOptions, RemoteStore, Retry};
 use materializer::{Materializer, MaterializerOptions};
-use models::{Artifact, Device, ModelThread, ServeOptions};
+use models::{Artifact, Dataset, Device, ModelThread, ServeOptions, TrainOptions};
 use scorer::log::{Delivery, KafkaLog};
 use scorer::worker::Stats;
 use scorer::{Worker, WorkerOptions};
@@ -17,15 +17,30 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
+const THREE_VIEWS: &str = include_str!("../../../../feature-store/definitions/three_views.yaml");
+
+/// Some network of the right layout: what it says doesn't matter here.
+fn some_model(features: &FeatureSet) -> Artifact {
+    let width = features.layout().width();
+    let part = |rows: usize| Dataset {
+        rows: (0..rows * width).map(|at| (at % 97) as f32).collect(),
+        width,
+        labels: (0..rows).map(|row| row.is_multiple_of(5)).collect(),
+    };
+    let options = TrainOptions { epochs: 1, hidden: vec![8], alert_budget: 0.1, ..TrainOptions::default() };
+    models::train(features.layout(), &part(1000), &part(500), &options, &mut |_| {}).unwrap()
+}
+
 /// Runs scorer and materializer in this process until all is scored; twice, so that the second
 /// start recovers from what the first one stored.
 fn run(delivery: Delivery, store: Arc<dyn OnlineStore>, prefix: &str) {
     let log = Arc::new(KafkaLog::connect(KafkaOptions { delivery, ..kafka(prefix) }).unwrap());
     let exactly_once = Arc::new(KafkaLog::connect(KafkaOptions { instance: "m".to_owned(), ..kafka(prefix) }).unwrap());
     create_topics(&*log);
-    let features = Arc::new(FeatureSet::bundled());
+    let features = FeatureSet::parse(THREE_VIEWS, "three_views.yaml").unwrap_or_else(|error| panic!("{error}"));
+    let features = Arc::new(features);
     let options = ServeOptions { device: Device::Cpu, ..ServeOptions::default() };
-    let model = ModelThread::start(Artifact::bundled().unwrap(), &options).unwrap();
+    let model = ModelThread::start(some_model(&features), &options).unwrap();
     let mut expected = Expected::new();
     for events in [3000, 1500] {
         if expected.is_empty() {
