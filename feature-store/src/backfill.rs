@@ -2,11 +2,14 @@
 
 use std::hash::BuildHasher;
 use std::num::NonZero;
+use std::ops::Range;
+use std::panic::resume_unwind;
 use std::time::Duration;
 
 use hashbrown::{DefaultHashBuilder, HashMap};
 use schemas::{EventTime, Id, Label, ProfileUpdate, Transaction};
 
+use crate::definitions::Entity;
 use crate::features::{FeatureSet, Scratch, Status, View};
 use crate::window::WindowState;
 
@@ -30,7 +33,8 @@ pub struct Backfill<'a> {
 pub struct Rows {
     /// One row of the layout's width for each transaction; `NaN` is a missing value.
     pub values: Vec<f32>,
-    /// One row of [`FeatureSet::status_columns`] for each transaction.
+    /// One row of [`FeatureSet::status_columns`] for each transaction. A view of windows is `NotFound` where none of them can
+    /// hold an event (of a card, one before this), else `Null` where a value is missing.
     pub statuses: Vec<Status>,
 }
 
@@ -42,11 +46,29 @@ struct Shard {
     scratch: Scratch,
 }
 
-/// What a shard computed: indexes of its rows, and for each its values and statuses.
-struct Part {
-    rows: Vec<u32>,
+/// Rows, shared out by an entity of theirs.
+struct Split {
+    /// The rows of each shard.
+    rows: Vec<Vec<u32>>,
+    /// Of each row, its shard and its place among the rows of that.
+    places: Vec<(u32, u32)>,
+}
+
+/// What a shard read off a view that others keep, in the order of its rows.
+#[derive(Default)]
+struct Shared {
     values: Vec<f64>,
     statuses: Vec<Status>,
+}
+
+/// A view, as all shards see it.
+struct ViewPlan<'a> {
+    index: usize,
+    view: &'a View,
+    slots: Vec<usize>,
+    statuses: Range<usize>,
+    /// How long before a row the windows begin and end.
+    sees: Range<Duration>,
 }
 
 impl<'a> Backfill<'a> {
@@ -103,9 +125,6 @@ impl<'a> Backfill<'a> {
 
     /// Takes in the next transactions, and gives their vectors, in their order.
     pub fn rows(&mut self, transactions: &[&Transaction]) -> Rows {
-        let features = self.features;
-        let (width, statuses) = (features.width(), features.status_columns().count());
-        let count = transactions.len();
         // The newest event up to each.
         let newest: Vec<EventTime> = transactions
             .iter()
@@ -114,75 +133,49 @@ impl<'a> Backfill<'a> {
                 self.newest
             })
             .collect();
-        let mut rows = Rows { values: Vec::new(), statuses: vec![Status::NotFound; count * statuses] };
-        let mut values = vec![f64::NAN; count * width];
+        let features = self.features;
+        let mut splits: [Option<Split>; Entity::COUNT] = [const { None }; Entity::COUNT];
+        let mut shared = Vec::new();
         for (index, view) in features.shared_views() {
-            let slots: Vec<usize> = view.slots().collect();
-            let columns = features.status_columns_of(index);
-            let parts = self.on_shards(
-                |this, row| this.shard_of(view.entity().id_in(transactions[row])),
-                count,
-                |shard, part| shard.read_shared(features, index, transactions, &newest, &slots, part),
-            );
-            for part in parts {
-                for (at, &row) in part.rows.iter().enumerate() {
-                    let row = row as usize;
-                    for (&slot, value) in slots.iter().zip(&part.values[at * slots.len()..]) {
-                        values[row * width + slot] = *value;
-                    }
-                    let found = &part.statuses[at * columns.len()..(at + 1) * columns.len()];
-                    rows.statuses[row * statuses + columns.start..row * statuses + columns.end].copy_from_slice(found);
-                }
-            }
+            let plan = ViewPlan::new(features, index);
+            let split = splits[view.entity() as usize].get_or_insert_with(|| self.split(view.entity(), transactions));
+            let read = self.on_shards(|shard, number| {
+                shard.read_shared(&plan, &split.rows[number], transactions, &newest, features.width())
+            });
+            shared.push((plan, read));
         }
-        let own = features.views().iter().position(View::is_owned);
-        let values = &values;
-        let parts = self.on_shards(
-            |this, row| this.shard_of(&transactions[row].card_id),
-            count,
-            |shard, part| shard.join(features, own, transactions, values, part),
-        );
-        rows.values = vec![f32::NAN; count * width];
-        let own_column = own.map(|own| features.status_columns_of(own).start);
-        for part in parts {
-            for (at, &row) in part.rows.iter().enumerate() {
-                let row = row as usize;
-                let vector = &part.values[at * width..(at + 1) * width];
-                for (out, &value) in rows.values[row * width..(row + 1) * width].iter_mut().zip(vector) {
-                    *out = value as f32;
-                }
-                if let Some(column) = own_column {
-                    rows.statuses[row * statuses + column] = part.statuses[at];
-                }
-            }
-        }
+        splits[Entity::CardId as usize].get_or_insert_with(|| self.split(Entity::CardId, transactions));
+        let own = features.views().iter().position(View::is_owned).map(|index| ViewPlan::new(features, index));
+        let Some(cards) = &splits[Entity::CardId as usize] else { return Rows::default() };
+        let joined = self.on_shards(|shard, number| {
+            shard.join(features, own.as_ref(), &cards.rows[number], transactions, &shared, &splits)
+        });
         self.sweep();
-        rows
+        cards.in_order(joined, features.width(), features.status_columns().count())
     }
 
-    /// Lets each shard compute its rows, on a thread of its own.
-    fn on_shards(
-        &mut self,
-        shard_of: impl Fn(&Backfill<'a>, usize) -> usize,
-        count: usize,
-        compute: impl Fn(&mut Shard, &mut Part) + Sync,
-    ) -> Vec<Part> {
-        let part = || Part { rows: Vec::new(), values: Vec::new(), statuses: Vec::new() };
-        let mut parts: Vec<Part> = self.shards.iter().map(|_| part()).collect();
-        for row in 0..count {
-            parts[shard_of(self, row)].rows.push(row as u32);
+    fn split(&self, entity: Entity, transactions: &[&Transaction]) -> Split {
+        let mut split =
+            Split { rows: vec![Vec::new(); self.shards.len()], places: Vec::with_capacity(transactions.len()) };
+        for (row, transaction) in transactions.iter().enumerate() {
+            let shard = self.shard_of(entity.id_in(transaction));
+            split.places.push((shard as u32, split.rows[shard].len() as u32));
+            split.rows[shard].push(row as u32);
         }
-        if let ([shard], [part]) = (&mut self.shards[..], &mut parts[..]) {
-            compute(shard, part);
-            return parts;
+        split
+    }
+
+    /// Lets each shard compute, on a thread of its own; `compute` is told its number.
+    fn on_shards<T: Send>(&mut self, compute: impl Fn(&mut Shard, usize) -> T + Sync) -> Vec<T> {
+        if let [shard] = &mut self.shards[..] {
+            return vec![compute(shard, 0)];
         }
         let compute = &compute;
         std::thread::scope(|scope| {
-            for (shard, part) in self.shards.iter_mut().zip(&mut parts) {
-                scope.spawn(move || compute(shard, part));
-            }
-        });
-        parts
+            let shards = self.shards.iter_mut().enumerate();
+            let threads: Vec<_> = shards.map(|(number, shard)| scope.spawn(move || compute(shard, number))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+        })
     }
 
     /// Takes out the states of entities that were quiet for longer than any window reaches, once in that time.
@@ -203,66 +196,130 @@ impl<'a> Backfill<'a> {
     }
 }
 
+impl Split {
+    /// What the shards computed of their rows, in the order of all rows.
+    fn in_order(&self, mut parts: Vec<Rows>, width: usize, statuses: usize) -> Rows {
+        if parts.len() == 1 {
+            return parts.pop().unwrap_or_default();
+        }
+        let mut rows = Rows {
+            values: Vec::with_capacity(self.places.len() * width),
+            statuses: Vec::with_capacity(self.places.len() * statuses),
+        };
+        for &(shard, place) in &self.places {
+            let (part, place) = (&parts[shard as usize], place as usize);
+            rows.values.extend_from_slice(&part.values[place * width..(place + 1) * width]);
+            rows.statuses.extend_from_slice(&part.statuses[place * statuses..(place + 1) * statuses]);
+        }
+        rows
+    }
+}
+
+impl<'a> ViewPlan<'a> {
+    fn new(features: &'a FeatureSet, index: usize) -> ViewPlan<'a> {
+        let view = &features.views()[index];
+        ViewPlan {
+            index,
+            view,
+            slots: view.slots().collect(),
+            statuses: features.status_columns_of(index),
+            sees: view.nearest()..view.keep().saturating_sub(features.allowed_lateness()),
+        }
+    }
+
+    /// Whether its windows can hold an event for a row at `time`; of the same for any order of the rows that is within the allowed
+    /// lateness, whatever `state` has besides.
+    fn is_known(&self, state: &WindowState, time: EventTime) -> bool {
+        self.view.has_events(state, time - self.sees.end, time - self.sees.start)
+    }
+
+    fn status(&self, known: bool, values: &[f64]) -> Status {
+        match known {
+            false => Status::NotFound,
+            true if self.slots.iter().any(|&slot| values[slot].is_nan()) => Status::Null,
+            true => Status::Present,
+        }
+    }
+}
+
 impl Shard {
-    /// The values and statuses of a view that others keep, for each row of `part`.
+    /// The values and statuses of a view that others keep, for each of `rows`.
     fn read_shared(
         &mut self,
-        features: &FeatureSet,
-        view: usize,
+        plan: &ViewPlan<'_>,
+        rows: &[u32],
         transactions: &[&Transaction],
         newest: &[EventTime],
-        slots: &[usize],
-        part: &mut Part,
-    ) {
-        let states = &mut self.states[view];
-        let view = &features.views()[view];
-        let mut values = vec![f64::NAN; features.width()];
-        part.values.reserve(part.rows.len() * slots.len());
-        for &row in &part.rows {
+        width: usize,
+    ) -> Shared {
+        let ViewPlan { view, slots, .. } = plan;
+        let states = &mut self.states[plan.index];
+        let mut values = vec![f64::NAN; width];
+        let mut read = Shared {
+            values: Vec::with_capacity(rows.len() * slots.len()),
+            statuses: Vec::with_capacity(rows.len() * plan.statuses.len()),
+        };
+        for &row in rows {
             let (transaction, newest) = (transactions[row as usize], newest[row as usize]);
             let id = view.entity().id_in(transaction);
             let time = transaction.event_time;
             if view.is_profile() {
                 let state = states.get(id);
                 view.evaluate(state, time, &mut values);
-                part.statuses.extend(slots.iter().map(|&slot| view.status(state, time, slot, values[slot])));
+                read.statuses.extend(slots.iter().map(|&slot| view.status(state, time, slot, values[slot])));
             } else {
                 let state = states.entry_ref(id).or_default();
                 view.evict(state, newest - view.keep());
-                part.statuses.push(if state.is_empty() { Status::NotFound } else { Status::Present });
                 view.apply(transaction, state, &mut self.scratch);
                 view.evaluate(Some(state), time, &mut values);
+                read.statuses.push(plan.status(plan.is_known(state, time), &values));
             }
-            part.values.extend(slots.iter().map(|&slot| values[slot]));
+            read.values.extend(slots.iter().map(|&slot| values[slot]));
         }
+        read
     }
 
-    /// The vectors of the rows of `part`, of which `values` has what was read from the views that others keep, and whether the card
-    /// was known.
+    /// The vectors of `rows`, for which `shared` has what was read off the views that others keep.
     fn join(
         &mut self,
         features: &FeatureSet,
-        own: Option<usize>,
+        own: Option<&ViewPlan<'_>>,
+        rows: &[u32],
         transactions: &[&Transaction],
-        values: &[f64],
-        part: &mut Part,
-    ) {
-        let width = features.width();
-        part.values.reserve(part.rows.len() * width);
-        for &row in &part.rows {
+        shared: &[(ViewPlan<'_>, Vec<Shared>)],
+        splits: &[Option<Split>; Entity::COUNT],
+    ) -> Rows {
+        let (width, columns) = (features.width(), features.status_columns().count());
+        let (mut values, mut statuses) = (vec![f64::NAN; width], vec![Status::NotFound; columns]);
+        let mut joined =
+            Rows { values: Vec::with_capacity(rows.len() * width), statuses: Vec::with_capacity(rows.len() * columns) };
+        for &row in rows {
             let transaction = transactions[row as usize];
-            let begin = part.values.len();
-            part.values.extend_from_slice(&values[row as usize * width..(row as usize + 1) * width]);
-            let vector = &mut part.values[begin..];
-            let state = own.map(|own| {
-                let view = &features.views()[own];
-                let state = self.states[own].entry_ref(&transaction.card_id).or_default();
-                view.evict(state, transaction.event_time - view.keep());
-                part.statuses.push(if state.is_empty() { Status::NotFound } else { Status::Present });
+            for (plan, read) in shared {
+                let Some(split) = &splits[plan.view.entity() as usize] else { continue };
+                let (shard, place) = split.places[row as usize];
+                let (read, place) = (&read[shard as usize], place as usize);
+                for (&slot, &value) in plan.slots.iter().zip(&read.values[place * plan.slots.len()..]) {
+                    values[slot] = value;
+                }
+                let count = plan.statuses.len();
+                statuses[plan.statuses.clone()].copy_from_slice(&read.statuses[place * count..(place + 1) * count]);
+            }
+            let mut known = false;
+            let state = own.map(|plan| {
+                let time = transaction.event_time;
+                let state = self.states[plan.index].entry_ref(&transaction.card_id).or_default();
+                plan.view.evict(state, time - plan.view.keep());
+                known = plan.is_known(state, time);
                 state
             });
-            features.join_given(transaction, state, &mut self.scratch, vector);
-            features.derive(transaction, vector);
+            features.join_given(transaction, state, &mut self.scratch, &mut values);
+            if let Some(plan) = own {
+                statuses[plan.statuses.start] = plan.status(known, &values);
+            }
+            features.assemble(transaction, &mut values, &mut joined.values);
+            joined.statuses.extend_from_slice(&statuses);
         }
+        joined
     }
 }

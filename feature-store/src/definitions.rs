@@ -116,6 +116,8 @@ pub enum Entity {
 }
 
 impl Entity {
+    pub(crate) const COUNT: usize = 2;
+
     /// The entity's id in an event.
     pub fn id_in(self, transaction: &Transaction) -> &Id {
         match self {

@@ -261,15 +261,11 @@ impl FeatureSet {
     /// Fills in the features that are left, once an event is joined, and appends the vector to `out` in the layout's order.
     #[inline]
     pub fn assemble(&self, transaction: &Transaction, values: &mut [f64], out: &mut Vec<f32>) {
-        self.derive(transaction, values);
-        // Every slot is a column, in order.
-        out.extend(values.iter().map(|&value| value as f32));
-    }
-
-    pub(crate) fn derive(&self, transaction: &Transaction, values: &mut [f64]) {
         for (slot, formula) in &self.assemble {
             values[*slot] = formula.value(transaction, values);
         }
+        // Every slot is a column, in order.
+        out.extend(values.iter().map(|&value| value as f32));
     }
 
     /// What has a status of its own: each view of windows, and each value of a profile.
@@ -418,6 +414,19 @@ impl View {
             };
         };
         self.profile_value(column, state, at).0
+    }
+
+    /// Whether an event of the entity lies in `(from, end]`.
+    pub(crate) fn has_events(&self, state: &WindowState, from: EventTime, end: EventTime) -> bool {
+        let tile_of = |index: usize| self.specs[index].tile;
+        let mut series = (0..self.series.len()).filter_map(|index| Some((index, state.series(&self.specs, index)?)));
+        series.any(|(index, series)| !series.window(tile_of(index), from, end, false).is_empty())
+    }
+
+    /// How long before an event the newest of those lies that the windows see.
+    pub(crate) fn nearest(&self) -> Duration {
+        let ranges = self.series.iter().flat_map(|series| &series.ranges);
+        ranges.map(|range| range.offset).min().unwrap_or_default()
     }
 
     fn profile_value(&self, column: usize, state: Option<&WindowState>, at: EventTime) -> (Status, f64) {

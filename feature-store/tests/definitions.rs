@@ -108,14 +108,19 @@ fn a_text_that_is_no_definition_file_is_refused() {
 #[test]
 fn a_view_that_cannot_be_kept_is_refused() {
     let count = "{ name: N, aggregate: count, over: [1d] }";
-    let two = format!("{}  - name: §other\n    entity: card_id\n    windows: []\n", card(count));
-    let same_name =
-        format!("{}  - name: §card\n    entity: terminal_id\n    staleness: 3d\n    windows: []\n", card(count));
+    let other = count.replace("N", "O");
+    let two = format!("{}  - name: §other\n    entity: card_id\n    windows:\n      - {other}\n", card(count));
+    let empty = format!("{}  - name: §other\n    entity: terminal_id\n    staleness: 3d\n", card(count));
+    let same_name = format!(
+        "{}  - name: §card\n    entity: terminal_id\n    staleness: 3d\n    windows:\n      - {other}\n",
+        card(count)
+    );
     let stale_card = card(count).replace("name: card\n", "name: §card\n    staleness: 3d\n");
     let no_staleness = terminal(count).replace("name: terminal", "name: §terminal").replace("    staleness: 3d\n", "");
     let merchant = card(count).replace("card_id", "§merchant_id");
     assert_refused(&[
         (&two, &["card_id", "already"]),
+        (&empty, &["the view is empty", "`windows` or a `profile`"]),
         (&same_name, &["this name", "already"]),
         (&stale_card, &["leave `staleness` out"]),
         (&no_staleness, &["terminal_id", "`staleness: 3d`"]),
@@ -268,7 +273,7 @@ fn what_is_kept_elsewhere_goes_into_no_state() {
             &format!("{by_risk}derived:\n  - {{ name: D, value: RISK * 2 }}\n"),
             &["`RISK` is read from view `terminal`; combine the two in a derived feature"],
         ),
-        (&of_terminals, &["`M` is a window", "aggregated by fields of the event"]),
+        (&of_terminals, &["`M` is read from a view", "aggregated by fields of the event"]),
     ]);
 }
 

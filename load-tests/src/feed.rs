@@ -114,6 +114,14 @@ impl Feed {
         }
     }
 
+    /// Whether the source says which transactions are frauds; where it doesn't, none of them is.
+    pub fn is_labelled(&self) -> bool {
+        match &self.source {
+            Source::Simulated(_) => true,
+            Source::Parquet(source) => source.is_labelled(),
+        }
+    }
+
     /// Transactions fed or skipped so far.
     pub fn fed(&self) -> u64 {
         self.fed

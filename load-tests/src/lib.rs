@@ -9,7 +9,7 @@ mod simulator;
 mod terminals;
 
 pub use feed::{ChargebackDelay, Feed, FeedChunk};
-pub use parquet::{ParquetSource, read_labels, write_parquet};
+pub use parquet::{ParquetSource, Partial, read_labels, write_parquet};
 pub use simulator::{Simulator, SimulatorOptions};
 
 /// A transaction with what is known of it in hindsight.

@@ -7,7 +7,7 @@ mod write;
 
 pub use labels::read_labels;
 pub use read::ParquetSource;
-pub use write::write_parquet;
+pub use write::{Partial, write_parquet};
 
 const TRANSACTION_ID: &str = "TRANSACTION_ID";
 const TX_DATETIME: &str = "TX_DATETIME";

@@ -141,6 +141,12 @@ pub(crate) struct Window {
     events: Range<usize>,
 }
 
+impl Window {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.tiles.is_empty() && self.events.is_empty()
+    }
+}
+
 impl Series {
     pub(super) fn new(needs: Needs) -> Series {
         Series { needs, ..Series::default() }

@@ -46,6 +46,7 @@ enum Presence {
 pub struct ParquetSource {
     path: PathBuf,
     rows: u64,
+    labelled: bool,
     reader: Option<ParquetRecordBatchReader>,
     batch: Batch,
     /// Within `batch`.
@@ -69,15 +70,21 @@ impl ParquetSource {
         let found = columns(builder.schema())?;
         let rows = u64::try_from(builder.metadata().file_metadata().num_rows())
             .context("the file is damaged: it says that it has a negative number of rows")?;
+        let labelled = builder.schema().column_with_name(TX_FRAUD).is_some();
         let projection = ProjectionMask::roots(builder.parquet_schema(), found);
         let reader = builder.with_projection(projection).with_batch_size(ROWS_PER_BATCH).build()?;
         let path = path.to_owned();
-        Ok(ParquetSource { path, rows, reader: Some(reader), batch: Batch::default(), next: 0, before: 0 })
+        Ok(ParquetSource { path, rows, labelled, reader: Some(reader), batch: Batch::default(), next: 0, before: 0 })
     }
 
     /// Rows of the whole file, as it says itself.
     pub fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// Whether the file has a column TX_FRAUD.
+    pub fn is_labelled(&self) -> bool {
+        self.labelled
     }
 
     fn read_batch(&mut self) -> anyhow::Result<Option<Batch>> {

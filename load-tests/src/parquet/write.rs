@@ -131,18 +131,25 @@ fn integer<T: std::str::FromStr>(column: &str, id: &str) -> anyhow::Result<T> {
     id.parse().ok().with_context(|| format!("{column} takes integers of {} bits, not {id:?}", 8 * size_of::<T>()))
 }
 
-/// A file under its temporary name, removed on drop unless completed.
-struct Partial(Option<PathBuf>);
+/// A file under its temporary name, `.<name>.<process id>.partial` beside it; removed on drop unless completed.
+#[derive(Debug)]
+pub struct Partial(Option<PathBuf>);
 
 impl Partial {
-    fn create(path: &Path) -> anyhow::Result<(Partial, File)> {
+    /// # Errors
+    /// If the path names no file, or one can't be created beside it.
+    pub fn create(path: &Path) -> anyhow::Result<(Partial, File)> {
         let name = path.file_name().context("the path names no file")?;
         let partial = path.with_file_name(format!(".{}.{}.partial", name.display(), std::process::id()));
         let file = File::create(&partial).with_context(|| format!("creating {}", partial.display()))?;
         Ok((Partial(Some(partial)), file))
     }
 
-    fn complete(mut self, file: &File, path: &Path) -> anyhow::Result<()> {
+    /// Gives `file` its name, once all of it is on the disk.
+    ///
+    /// # Errors
+    /// What the file system refuses.
+    pub fn complete(mut self, file: &File, path: &Path) -> anyhow::Result<()> {
         file.sync_all()?;
         if let Some(partial) = &self.0 {
             fs::rename(partial, path)?;

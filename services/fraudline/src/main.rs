@@ -5,6 +5,7 @@ mod dead_letters;
 mod features;
 mod feeder;
 mod profiles;
+mod progress;
 mod records;
 mod service;
 mod simulate;

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use load_tests::{Simulator, write_parquet};
 use scorer::log::{Delivery, Log};
 
 use crate::config::ConfigArgs;
 use crate::feeder::{Feeder, Pace, Rate};
+use crate::progress::Progress;
 use crate::service::{connect, runtime, watch_signals};
 use crate::source::SourceArgs;
 
@@ -57,9 +57,9 @@ fn to_file(args: &SimulateArgs, output: &Path) -> anyhow::Result<()> {
     let start = options.start;
     // A customer makes 2 transactions a day on average; a few fall outside the day.
     let expected = u64::from(options.customers) * u64::from(days) * 19 / 10;
-    let bar = progress(expected, "transactions");
-    let rows = write_parquet(output, Simulator::new(options), start, |rows| bar.set_position(rows))?;
-    bar.finish_and_clear();
+    let progress = Progress::new(expected, "transactions");
+    let rows = write_parquet(output, Simulator::new(options), start, |rows| progress.set(rows))?;
+    progress.finish();
     println!("{rows} transactions written to {}", output.display());
     Ok(())
 }
@@ -80,19 +80,11 @@ fn to_kafka(args: &SimulateArgs) -> anyhow::Result<()> {
         watched.store(false, Relaxed);
     });
     let expected = args.events.or(feed.len()).unwrap_or(0);
-    let bar = progress(expected, "transactions");
+    let progress = Progress::new(expected, "transactions");
     let pace = Pace { rate: args.rate, outstanding: None, events_max: args.events };
-    let shown = bar.clone();
-    let fed = Feeder::new(log as Arc<dyn Log>, feed, pace).run(&feeding, |fed| shown.set_position(fed));
-    bar.finish_and_clear();
+    let fed = Feeder::new(log as Arc<dyn Log>, feed, pace).run(&feeding, |fed| progress.set(fed));
+    progress.finish();
     println!("{} transactions written to Kafka at {}", fed.context("writing to Kafka")?, config.kafka.brokers);
     runtime.shutdown_background();
     Ok(())
-}
-
-/// A bar on a terminal, nothing elsewhere.
-pub(crate) fn progress(length: u64, unit: &str) -> ProgressBar {
-    let template = format!("{{bar:40}} {{human_pos}}/{{human_len}} {unit} {{per_sec}} {{msg}}");
-    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(length).with_style(style)
 }

@@ -1,5 +1,6 @@
 //! `fraudline train`: features by the scorer's own implementation, a network, an artifact.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,9 +8,9 @@ use anyhow::Context;
 use clap::Args;
 use feature_store::{Backfill, FeatureSet};
 use models::{Dataset, TrainOptions};
-use schemas::EventTime;
+use schemas::{EventTime, Transaction};
 
-use crate::simulate::progress;
+use crate::progress::Progress;
 use crate::source::SourceArgs;
 
 #[derive(Debug, Args)]
@@ -53,28 +54,31 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     };
     let width = features.layout().width();
     let mut feed = args.source.open(Some(args.days))?;
-    let bar = progress(feed.len().unwrap_or(0), "transactions");
-    let mut backfill = Backfill::new(&features);
+    let progress = Progress::new(feed.len().unwrap_or(0), "transactions");
+    let threads = std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
+    let mut backfill = Backfill::on_threads(&features, threads);
     let mut all = Dataset { rows: Vec::new(), width, labels: Vec::new() };
     let mut times: Vec<EventTime> = Vec::new();
     let mut start = None;
+    let mut read = 0;
     while let Some(chunk) = feed.next_chunk(8192)? {
         for label in &chunk.labels {
             backfill.label(label);
         }
-        for labelled in &chunk.transactions {
+        let transactions: Vec<&Transaction> = chunk.transactions.iter().map(|labelled| &labelled.transaction).collect();
+        let rows = backfill.rows(&transactions);
+        for (labelled, row) in chunk.transactions.iter().zip(rows.values.chunks_exact(width)) {
             let time = labelled.transaction.event_time;
-            backfill.transaction(&labelled.transaction, &mut all.rows);
-            if time < *start.get_or_insert(time) + days(args.warm_up_days) {
-                all.rows.truncate(all.rows.len() - width);
-                continue;
+            if time >= *start.get_or_insert(time) + days(args.warm_up_days) {
+                all.rows.extend_from_slice(row);
+                all.labels.push(labelled.fraud);
+                times.push(time);
             }
-            all.labels.push(labelled.fraud);
-            times.push(time);
         }
-        bar.inc(chunk.transactions.len() as u64);
+        read += chunk.transactions.len() as u64;
+        progress.set(read);
     }
-    bar.finish_and_clear();
+    progress.finish();
     let last = *times.last().context("no transaction is left after the warm-up; lower --warm-up-days")?;
     let validation_from = last - days(args.validation_days);
     let training_to = validation_from - days(args.delay_days);
@@ -101,20 +105,19 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         alert_budget: args.alert_budget,
         ..TrainOptions::default()
     };
-    let bar = progress(args.epochs as u64, "epochs");
+    let progress = Progress::new(args.epochs as u64, "epochs");
     let artifact = models::train(features.layout(), &training, &validation, &options, &mut |epoch| {
-        bar.set_position(epoch.epoch as u64);
-        let line = format!(
+        progress.set(epoch.epoch as u64);
+        progress.line(&format!(
             "epoch {:>3}  loss {:.5}  validation loss {:.5}  AP {:.4}{}",
             epoch.epoch,
             epoch.train_loss,
             epoch.validation_loss,
             epoch.validation_ap,
             if epoch.best { "  *" } else { "" },
-        );
-        if bar.is_hidden() { println!("{line}") } else { bar.println(line) }
+        ));
     })?;
-    bar.finish_and_clear();
+    progress.finish();
     artifact.save(&args.output)?;
     let metrics = artifact.metrics();
     println!("{} in {}", artifact.label(), args.output.display());

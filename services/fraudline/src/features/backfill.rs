@@ -14,7 +14,7 @@ use schemas::{EventTime, Id, Label, Transaction};
 use super::history::History;
 use super::table::{TableChunk, TableWriter};
 use super::{LogArgs, OpenLog, load, threads};
-use crate::simulate::progress;
+use crate::progress::Progress;
 
 /// Rows that are computed at a time.
 const CHUNK: usize = 32_768;
@@ -94,6 +94,7 @@ pub(crate) fn run(args: &BackfillArgs) -> anyhow::Result<()> {
     let writer = TableWriter::create(&args.output, &features, true)?;
     let rows = feed.len().unwrap_or(0);
     let lateness = features.allowed_lateness();
+    let labelled_input = feed.is_labelled();
     stream(Backfill::on_threads(&features, threads), writer, rows, move |send| {
         let (mut row, mut newest) = (0, EventTime::MIN);
         let verdicts: Option<HashMap<Id, bool>> = labels
@@ -113,7 +114,7 @@ pub(crate) fn run(args: &BackfillArgs) -> anyhow::Result<()> {
                 row += 1;
                 read.known.push(match &verdicts {
                     Some(verdicts) => verdicts.get(&labelled.transaction.transaction_id).copied(),
-                    None => Some(labelled.fraud),
+                    None => labelled_input.then_some(labelled.fraud),
                 });
                 read.transactions.push(labelled.transaction);
             }
@@ -138,18 +139,18 @@ fn stream(
     read: impl FnOnce(SyncSender<Input>) -> anyhow::Result<()> + Send,
 ) -> anyhow::Result<()> {
     let started = std::time::Instant::now();
-    let bar = progress(expected, "transactions");
+    let progress = Progress::new(expected, "transactions");
     let (inputs, received): (SyncSender<Input>, Receiver<Input>) = sync_channel(CHUNKS);
     let (tables, computed): (SyncSender<TableChunk>, Receiver<TableChunk>) = sync_channel(CHUNKS);
     let rows = std::thread::scope(|scope| -> anyhow::Result<u64> {
         let reader = scope.spawn(move || read(inputs));
-        let shown = bar.clone();
+        let progress = &progress;
         let written = scope.spawn(move || -> anyhow::Result<(u64, TableWriter)> {
             let mut rows = 0;
             for chunk in computed {
                 writer.write(&chunk)?;
                 rows += chunk.ids.len() as u64;
-                shown.set_position(rows);
+                progress.set(rows);
             }
             Ok((rows, writer))
         });
@@ -170,7 +171,7 @@ fn stream(
         writer.finish()?;
         Ok(rows)
     })?;
-    bar.finish_and_clear();
+    progress.finish();
     let seconds = started.elapsed().as_secs_f64();
     println!("{rows} transactions in {seconds:.1} s, {:.0} a second", rows as f64 / seconds);
     Ok(())

@@ -10,7 +10,7 @@ use schemas::{EventTime, Transaction};
 
 use super::history::{History, LoggedTransaction, LoggedVectors};
 use super::{LogArgs, OpenLog, threads};
-use crate::simulate::progress;
+use crate::progress::Progress;
 
 const CHUNK: usize = 16_384;
 /// Differences printed at most.
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<()> {
     let warm_up = if history.is_trimmed() { keep } else { Duration::ZERO };
     let mut verified = Verified { by_feature: vec![0; features.width()], ..Verified::default() };
     let mut whole_from = None;
-    let bar = progress(history.progress().0, "records");
+    let progress = Progress::new(history.progress().0, "records");
     loop {
         let mut chunk: Vec<LoggedTransaction> = Vec::with_capacity(CHUNK);
         while chunk.len() < CHUNK
@@ -67,9 +67,9 @@ pub(crate) fn run(args: &VerifyArgs) -> anyhow::Result<()> {
         for (logged, row) in chunk.iter().zip(rows.values.chunks_exact(features.width())) {
             verified.compare(&features, logged, row, whole_from, &mut vectors)?;
         }
-        bar.set_position(history.progress().1);
+        progress.set(history.progress().1);
     }
-    bar.finish_and_clear();
+    progress.finish();
     verified.report(&features)
 }
 

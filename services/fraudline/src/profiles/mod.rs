@@ -14,8 +14,8 @@ use scorer::log::Outbox;
 use serde::{Deserialize, Serialize};
 
 use crate::features::{LogArgs, OpenLog};
+use crate::progress::Progress;
 use crate::service::{runtime, watch_signals};
-use crate::simulate::progress;
 use read::{Columns, rows};
 
 /// Rows that are written, and noted as written, at a time.
@@ -77,13 +77,13 @@ pub(crate) fn run(command: &ProfilesCommand) -> anyhow::Result<()> {
     let runtime = runtime()?;
     let interrupted = Arc::new(AtomicBool::new(false));
     watch_signals(&runtime, &interrupted);
-    let bar = progress(total.unwrap_or(0), "profiles");
+    let progress = Progress::new(total.unwrap_or(0), "profiles");
     let mut outbox = Outbox::default();
     let clock = scorer::system_clock();
     let write = |outbox: &mut Outbox, position: &Position| -> anyhow::Result<()> {
         log.append(outbox).with_context(|| format!("after {} rows; run it again to go on", position.rows))?;
         outbox.clear();
-        bar.set_position(position.rows);
+        progress.set(position.rows);
         let partial = noted.with_extension("partial");
         fs::write(&partial, serde_json::to_string(position)?)
             .and_then(|()| fs::rename(&partial, &noted))
@@ -103,7 +103,7 @@ pub(crate) fn run(command: &ProfilesCommand) -> anyhow::Result<()> {
     }
     position.rows = pending;
     write(&mut outbox, &position)?;
-    bar.finish_and_clear();
+    progress.finish();
     fs::remove_file(&noted).with_context(|| format!("removing {}", noted.display()))?;
     println!("{} profiles written to view {}", position.rows - skipped, args.view);
     runtime.shutdown_background();
