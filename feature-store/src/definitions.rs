@@ -33,6 +33,22 @@ pub(crate) struct Definitions {
     /// Features of other features. They may use each other in any order, but not in a circle.
     #[serde(default)]
     pub(crate) derived: Vec<Computed>,
+    /// Lists of features under names of their own, for lookups that ask for a `feature_service`.
+    #[serde(default)]
+    pub(crate) feature_services: Vec<ServiceDefinition>,
+}
+
+/// Features of views that are looked up together.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(rename = "feature_service")]
+pub(crate) struct ServiceDefinition {
+    /// The service's name, unique among them.
+    #[schemars(with = "String", extend("examples" = ["fraud_v1"]))]
+    pub(crate) name: Spanned<String>,
+    /// `view:feature`, or a view's name for all of its features, in the order of the answer.
+    #[schemars(with = "Vec<String>", extend("examples" = [["card", "terminal:TERMINAL_ID_RISK_7DAY_WINDOW"]]))]
+    pub(crate) features: Vec<Spanned<String>>,
 }
 
 /// A feature that is computed from others, or from fields of the event.

@@ -36,6 +36,23 @@ pub struct FeatureSet {
     pub(crate) assemble: Vec<(usize, Formula)>,
     pub(crate) allowed_lateness: Duration,
     pub(crate) layout: FeatureLayout,
+    /// By name, each with its features.
+    pub(crate) services: Vec<(String, Vec<ViewFeature>)>,
+}
+
+/// A feature of a view: the view's place in [`FeatureSet::views`], and the slot of the value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ViewFeature {
+    pub view: usize,
+    pub slot: usize,
+}
+
+/// What a name doesn't name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnknownFeature {
+    View,
+    /// The view is known, and has no such feature.
+    Feature,
 }
 
 /// One of the things to be done for an event.
@@ -182,6 +199,26 @@ impl FeatureSet {
 
     pub fn views(&self) -> &[View] {
         &self.views
+    }
+
+    /// The feature of a view by their names.
+    ///
+    /// # Errors
+    /// What is not known.
+    pub fn view_feature(&self, view: &str, feature: &str) -> Result<ViewFeature, UnknownFeature> {
+        let view = self.views.iter().position(|known| known.name == view).ok_or(UnknownFeature::View)?;
+        let slot = self.views[view].slots().find(|&slot| self.names[slot] == feature);
+        Ok(ViewFeature { view, slot: slot.ok_or(UnknownFeature::Feature)? })
+    }
+
+    /// The features of a feature service.
+    pub fn feature_service(&self, name: &str) -> Option<&[ViewFeature]> {
+        self.services.iter().find(|(known, _)| known == name).map(|(_, features)| features.as_slice())
+    }
+
+    /// Names of the feature services.
+    pub fn feature_services(&self) -> impl Iterator<Item = &str> {
+        self.services.iter().map(|(name, _)| name.as_str())
     }
 
     /// The windows of an entity.

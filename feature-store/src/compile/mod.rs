@@ -12,7 +12,7 @@ use serde_saphyr::{Location, Spanned};
 
 use crate::definitions::{Computed, Definitions, Entity, Span};
 use crate::expression::{self, Binary, Expression, Field, Formula, IdField, Source, Unary};
-use crate::features::{DefinitionError, FeatureSet, Step, View};
+use crate::features::{DefinitionError, FeatureSet, Step, View, ViewFeature};
 use plan::{Order, Plan, inputs, slots};
 
 const VERSION: u32 = 1;
@@ -267,6 +267,7 @@ impl Compiler<'_> {
             nullable: feature.nullable,
         });
         let layout = FeatureLayout::new(specs.collect());
+        let services = self.services(definitions, &views)?;
         Ok(FeatureSet {
             names: self.features.into_iter().map(|feature| feature.name).collect(),
             views,
@@ -274,7 +275,50 @@ impl Compiler<'_> {
             assemble,
             allowed_lateness: definitions.allowed_lateness.0,
             layout,
+            services,
         })
+    }
+
+    fn services(
+        &self,
+        definitions: &Definitions,
+        views: &[View],
+    ) -> Result<Vec<(String, Vec<ViewFeature>)>, DefinitionError> {
+        let mut services: Vec<(String, Vec<ViewFeature>)> = Vec::new();
+        for definition in &definitions.feature_services {
+            let name = &definition.name;
+            if services.iter().any(|(known, _)| *known == name.value) {
+                return Err(self.error(name, "there is a feature service of this name already; give this one another"));
+            }
+            let mut features = Vec::new();
+            for wanted in &definition.features {
+                let (view_name, feature) = match wanted.value.split_once(':') {
+                    Some((view, feature)) => (view, Some(feature)),
+                    None => (wanted.value.as_str(), None),
+                };
+                let Some(view) = views.iter().position(|view| view.name() == view_name) else {
+                    let known: Vec<&str> = views.iter().map(|view| view.name().as_str()).collect();
+                    let message = format!("there is no view `{view_name}`; there are: {}", known.join(", "));
+                    return Err(self.error(wanted, message));
+                };
+                let slots: Vec<usize> = views[view]
+                    .slots()
+                    .filter(|&slot| feature.is_none_or(|feature| self.features[slot].name == feature))
+                    .collect();
+                if slots.is_empty() {
+                    let known: Vec<&str> = views[view].slots().map(|slot| self.features[slot].name.as_str()).collect();
+                    let message = format!(
+                        "view `{view_name}` has no feature `{}`; it has: {}",
+                        feature.unwrap_or_default(),
+                        known.join(", ")
+                    );
+                    return Err(self.error(wanted, message));
+                }
+                features.extend(slots.into_iter().map(|slot| ViewFeature { view, slot }));
+            }
+            services.push((name.value.clone(), features));
+        }
+        Ok(services)
     }
 
     /// What goes into a state has to be known where and whenever the state is built, a replay included.
