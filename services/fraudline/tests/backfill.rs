@@ -267,7 +267,7 @@ fn what_cannot_be_computed_says_why_and_leaves_no_file() {
     let first = rows.remove(0);
     rows.push(first);
     let at = rows.len() - 1;
-    write_parquet(&path("unsorted.parquet"), rows.into_iter(), start, |_| {}).unwrap();
+    write_parquet(path("unsorted.parquet"), rows.into_iter(), start, |_| {}).unwrap();
     let one = |value| Arc::new(Int64Array::from(vec![value])) as ArrayRef;
     write_table(&path("columns.parquet"), vec![("TRANSACTION_ID", one(1)), ("CUSTOMER_ID", one(2))]);
     std::fs::write(path("text.parquet"), "no Parquet file").unwrap();
