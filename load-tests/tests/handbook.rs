@@ -3,21 +3,23 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float64Type, Int8Type, Int16Type, Int32Type, Int64Type};
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::DataType;
-use feature_store::{Backfill, FeatureSet};
+use feature_store::{Backfill, FeatureSet, Scratch, WindowState};
 use load_tests::{ChargebackDelay, Feed};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use schemas::{Id, Label, Transaction};
 
 const ROWS: usize = 1_754_155;
 /// Same-second ties of a customer, that the Handbook's own tools order one way or another.
 const TIED_ROWS_MAX: usize = 20;
-const CHUNK: usize = 4096;
+const CHUNK: usize = 32_768;
 
 /// The Handbook's columns, by what may differ in them.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -91,6 +93,44 @@ fn columns() -> Vec<(String, Kind)> {
     columns
 }
 
+/// An event at a time, as the scorer does it, with states that live here.
+struct Stream<'a> {
+    features: &'a FeatureSet,
+    cards: HashMap<Id, WindowState>,
+    terminals: HashMap<Id, WindowState>,
+    scratch: Scratch,
+    values: Vec<f64>,
+}
+
+impl<'a> Stream<'a> {
+    fn new(features: &'a FeatureSet) -> Stream<'a> {
+        let (cards, terminals) = (HashMap::new(), HashMap::new());
+        Stream { features, cards, terminals, scratch: Scratch::default(), values: vec![f64::NAN; features.width()] }
+    }
+
+    fn label(&mut self, label: &Label) {
+        let state = self.terminals.entry(label.terminal_id.clone()).or_default();
+        state.insert_label(&label.transaction_id, label.transaction_time, label.label_time, label.fraud);
+    }
+
+    fn transaction(&mut self, transaction: &Transaction, out: &mut Vec<f32>) {
+        let Stream { features, cards, terminals, scratch, values } = self;
+        let time = transaction.event_time;
+        let mut shared = [None; 2];
+        let (index, view) = features.shared_views().next().expect("the view of terminals");
+        let terminal = terminals.entry(transaction.terminal_id.clone()).or_default();
+        shared[index] = Some(&*terminal);
+        let card = cards.entry(transaction.card_id.clone()).or_default();
+        features.join(transaction, Some(card), &shared, scratch, values);
+        features.assemble(transaction, values, out);
+        // Only then, as the windows of a terminal end days before.
+        view.apply(transaction, terminal, scratch);
+        view.evict(terminal, time - view.keep());
+        let own = features.views().iter().find(|view| view.is_owned()).expect("the view of cards");
+        own.evict(card, time - own.keep());
+    }
+}
+
 #[test]
 fn the_features_are_the_published_ones() {
     let data = std::env::var_os("FRAUDLINE_DATA")
@@ -109,26 +149,46 @@ fn the_features_are_the_published_ones() {
         .map(|(name, _)| features.names().iter().position(|known| known == name).unwrap_or_else(|| panic!("{name}")))
         .collect();
 
-    let started = Instant::now();
     let mut feed = Feed::parquet(&transactions, ChargebackDelay::default()).expect("the file opens");
-    let mut backfill = Backfill::new(&features);
+    // Two at least, so that rows are shared out.
+    let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get().max(2));
+    let mut backfill = Backfill::on_threads(&features, NonZero::new(threads).expect("two at least"));
+    let mut stream = Stream::new(&features);
+    let (mut in_backfill, mut in_stream) = (Duration::ZERO, Duration::ZERO);
     // By column: rows that differ, and the first few of them.
     let mut different: Vec<Vec<(usize, f32, f32)>> = vec![Vec::new(); columns.len()];
     let (mut rows, mut labels, mut seen) = (0, 0, vec![false; ROWS]);
     // Rows of which the customer has another in the same second, and each customer's last row.
     let (mut tied, mut last) = (HashSet::new(), HashMap::new());
-    let mut row = Vec::with_capacity(features.width());
     while let Some(chunk) = feed.next_chunk(CHUNK).expect("every row is good") {
         labels += chunk.labels.len();
+        let transactions: Vec<&Transaction> = chunk.transactions.iter().map(|row| &row.transaction).collect();
+        let started = Instant::now();
         chunk.labels.iter().for_each(|label| backfill.label(label));
-        for labelled in &chunk.transactions {
-            row.clear();
-            backfill.transaction(&labelled.transaction, &mut row);
-            let id: usize = labelled.transaction.transaction_id.parse().expect("the Handbook's ids are numbers");
+        let computed = backfill.rows(&transactions).values;
+        in_backfill += started.elapsed();
+        let started = Instant::now();
+        let mut streamed = Vec::with_capacity(computed.len());
+        // Each with the first transaction at or after its time.
+        let mut due = chunk.labels.iter().peekable();
+        for transaction in &transactions {
+            while let Some(label) = due.next_if(|label| label.label_time <= transaction.event_time) {
+                stream.label(label);
+            }
+            stream.transaction(transaction, &mut streamed);
+        }
+        assert_eq!(due.next(), None, "labels come with the transactions that reach their time");
+        in_stream += started.elapsed();
+        assert_eq!(computed.len(), streamed.len());
+        let vectors = computed.chunks_exact(features.width()).zip(streamed.chunks_exact(features.width()));
+        for (transaction, (row, streamed)) in transactions.into_iter().zip(vectors) {
+            let same = |(ours, theirs): (&f32, &f32)| ours.to_bits() == theirs.to_bits();
+            assert!(row.iter().zip(streamed).all(same), "{transaction:?}: {row:?}, streamed {streamed:?}");
+            let id: usize = transaction.transaction_id.parse().expect("the Handbook's ids are numbers");
             assert!(!std::mem::replace(&mut seen[id], true), "transaction {id} comes twice");
             rows += 1;
-            let second = labelled.transaction.event_time.as_millis() / 1000;
-            if let Some((same_second, other)) = last.insert(labelled.transaction.card_id.clone(), (second, id))
+            let second = transaction.event_time.as_millis() / 1000;
+            if let Some((same_second, other)) = last.insert(transaction.card_id.clone(), (second, id))
                 && same_second == second
             {
                 tied.extend([id, other]);
@@ -141,7 +201,12 @@ fn the_features_are_the_published_ones() {
             }
         }
     }
-    println!("{rows} transactions and {labels} labels in {:.1} s", started.elapsed().as_secs_f64());
+    let seconds = [in_backfill, in_stream].map(|time| time.as_secs_f64());
+    println!(
+        "{rows} transactions and {labels} labels: {:.1} s on {threads} threads, {:.1} s streamed",
+        seconds[0], seconds[1]
+    );
+    println!("{} values equal to the streamed ones, bit for bit", rows * features.width());
     assert_eq!(rows, ROWS);
     assert!(labels > 14_000, "most chargebacks come while the data lasts");
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use anyhow::{Context, anyhow};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use feature_store::Backfill;
 use load_tests::{ChargebackDelay, Feed};
 use schemas::{EventTime, Id, Label, Transaction};
@@ -22,17 +22,18 @@ const CHUNK: usize = 32_768;
 const CHUNKS: usize = 2;
 
 #[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true).args(["input", "from_log"]))]
 pub(crate) struct BackfillArgs {
     /// Transactions in the order of their time: a Parquet file with the columns of the Fraud Detection Handbook (TRANSACTION_ID,
     /// TX_DATETIME, CUSTOMER_ID, TERMINAL_ID, TX_AMOUNT, and TX_FRAUD if there are labels)
-    #[arg(long, value_name = "FILE.parquet", required_unless_present = "from_log")]
+    #[arg(long, value_name = "FILE.parquet")]
     input: Option<PathBuf>,
     /// What became known of the transactions, and when: a Parquet file with the columns TRANSACTION_ID, TERMINAL_ID, TX_DATETIME,
     /// LABEL_DATETIME and TX_FRAUD. Without it, frauds of the input become known after one to four days
-    #[arg(long, value_name = "FILE.parquet", requires = "input")]
+    #[arg(long, value_name = "FILE.parquet", conflicts_with = "from_log")]
     labels: Option<PathBuf>,
     /// Take transactions, labels and profile updates from the log instead
-    #[arg(long, conflicts_with = "input")]
+    #[arg(long)]
     from_log: bool,
     #[command(flatten)]
     log: LogArgs,

@@ -81,7 +81,8 @@ pub(crate) fn run(command: &ProfilesCommand) -> anyhow::Result<()> {
     let mut outbox = Outbox::default();
     let clock = scorer::system_clock();
     let write = |outbox: &mut Outbox, position: &Position| -> anyhow::Result<()> {
-        log.append(outbox).with_context(|| format!("after {} rows; run it again to go on", position.rows))?;
+        let before = position.rows - outbox.len() as u64;
+        log.append(outbox).with_context(|| format!("after {before} rows; run it again to go on"))?;
         outbox.clear();
         progress.set(position.rows);
         let partial = noted.with_extension("partial");

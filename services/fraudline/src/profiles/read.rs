@@ -40,7 +40,8 @@ pub(super) fn rows(path: &Path, view: &str, columns: &Columns, event_time: Event
 }
 
 pub(super) fn parse_time(text: &str) -> Result<EventTime, String> {
-    let time = humantime::parse_rfc3339_weak(text).map_err(|error| format!("`{text}` is no time: {error}"))?;
+    let time = humantime::parse_rfc3339_weak(text)
+        .map_err(|error| format!("`{text}` is no time: {error}; write it as in 2018-04-01T00:00:31Z"))?;
     let since = time.duration_since(std::time::UNIX_EPOCH).map_err(|_| format!("`{text}` is before 1970"))?;
     i64::try_from(since.as_millis()).map(EventTime::from_millis).map_err(|_| format!("`{text}` is too late"))
 }
@@ -103,6 +104,10 @@ impl Maker {
                 Cell::Time(time) => {
                     // As seconds, which a feature can be computed with.
                     update.values.insert(name.into(), ProfileValue::Number(time.as_millis() as f64 / 1000.0));
+                }
+                // JSON has none: it would be written as no value at all.
+                Cell::Value(ProfileValue::Number(value)) if value.is_infinite() => {
+                    bail!("row {row}: `{name}` is {value}, a number has to be finite")
                 }
                 Cell::Value(value) => {
                     update.values.insert(name.into(), value);
