@@ -16,7 +16,7 @@ mod window;
 pub use backfill::{Backfill, Rows};
 pub use definitions::Entity;
 pub use entities::EntityTable;
-pub use features::{DefinitionError, FeatureSet, Scratch, Status, View};
+pub use features::{DefinitionError, FeatureSet, Scratch, Status, UnknownFeature, View, ViewFeature};
 pub use reference::{reference, schema};
 pub use store::{
     Checkpoint, CqlConsistency, CqlOptions, CqlReplication, CqlStore, EmbeddedStore, Migration, OnlineStore,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_executor::block_on;
 use moka::sync::Cache;
@@ -50,6 +50,8 @@ struct Core {
     /// For each partition of the view's stream, the event time (in milliseconds) that its stored states are known to be
     /// complete to.
     watermarks: Vec<AtomicI64>,
+    /// When all of them were last read at once, for [`ViewReader::latest`].
+    looked_at: tokio::sync::Mutex<Option<Instant>>,
     lookups: AtomicU64,
     hits: AtomicU64,
     refreshed: AtomicU64,
@@ -102,6 +104,7 @@ impl ViewReader {
             cache,
             loading: Mutex::new(HashMap::new()),
             watermarks: (0..partitions).map(|_| AtomicI64::new(i64::MIN)).collect(),
+            looked_at: tokio::sync::Mutex::new(None),
             lookups: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             refreshed: AtomicU64::new(0),
@@ -205,6 +208,31 @@ impl ViewReader {
             core.staleness_ms.fetch_max(oldest, Relaxed);
         }
         Ok(ViewRead::Ready(states))
+    }
+
+    /// The states of `keys` as they are stored, complete to where the view was at most `age` ago: from the cache, else from the store
+    /// in one round trip.
+    ///
+    /// # Errors
+    /// As the store fails.
+    pub async fn latest(&self, keys: &[Id], age: Duration) -> Result<Vec<Arc<ViewState>>, StoreError> {
+        let core = &*self.core;
+        let is_due = |at: &Option<Instant>| at.is_none_or(|at| at.elapsed() >= age);
+        let mut looked_at = core.looked_at.lock().await;
+        // Who waited for another's look needs none of its own.
+        if is_due(&looked_at) {
+            core.look_at_watermarks().await?;
+            *looked_at = Some(Instant::now());
+        }
+        drop(looked_at);
+        let wanted = |key| Wanted { key, complete_to: core.reached(core.partition_of(key)) };
+        let wanted: Vec<Wanted<'_>> = keys.iter().map(wanted).collect();
+        loop {
+            // As complete as they are, so never behind.
+            if let ViewRead::Ready(states) = self.read(&wanted, true).await? {
+                return Ok(states);
+            }
+        }
     }
 
     fn consider_ahead(&self, want: &Wanted<'_>, cached: &ViewState) {
@@ -324,14 +352,22 @@ impl Core {
         Ok(Some(states))
     }
 
-    /// Reads `keys` anew, as complete as they are. What fails is read when it is asked for.
-    async fn refresh(&self, keys: Vec<Id>) {
+    /// Learns how far all partitions have come.
+    async fn look_at_watermarks(&self) -> Result<(), StoreError> {
         let partitions: Vec<u32> = (0..self.watermarks.len() as u32).collect();
-        let Ok(read) = self.store.read(&self.view, &[], &partitions).await else { return };
+        let read = self.store.read(&self.view, &[], &partitions).await?;
         for (known, watermark) in self.watermarks.iter().zip(read.watermarks) {
             if let Some(watermark) = watermark {
                 known.fetch_max(watermark.event_time.as_millis(), Relaxed);
             }
+        }
+        Ok(())
+    }
+
+    /// Reads `keys` anew, as complete as they are. What fails is read when it is asked for.
+    async fn refresh(&self, keys: Vec<Id>) {
+        if self.look_at_watermarks().await.is_err() {
+            return;
         }
         let further = |key: &Id| {
             let cached = self.cache.get(key).map_or(EventTime::MIN, |cached| cached.complete_to);

@@ -73,6 +73,18 @@ impl Sub<Duration> for EventTime {
     }
 }
 
+/// RFC 3339, to the millisecond; without an offset it is UTC.
+impl std::str::FromStr for EventTime {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<EventTime, String> {
+        let time = humantime::parse_rfc3339_weak(text)
+            .map_err(|error| format!("`{text}` is no time: {error}; write it as in 2018-04-01T00:00:31Z"))?;
+        let since = time.duration_since(std::time::UNIX_EPOCH).map_err(|_| format!("`{text}` is before 1970"))?;
+        i64::try_from(since.as_millis()).map(EventTime::from_millis).map_err(|_| format!("`{text}` is too late"))
+    }
+}
+
 /// RFC 3339 with milliseconds and `Z`, as in `2018-04-01T00:00:31.000Z`.
 impl fmt::Display for EventTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

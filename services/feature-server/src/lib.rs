@@ -1,7 +1,11 @@
 //! The HTTP side: features by entity in Feast's shape, health, readiness, metrics, and a running
 //! data directory's records for `fraudline tail`.
 
+mod error;
 mod lookup;
+pub mod metrics;
+mod openapi;
+mod request;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,12 +16,10 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use feature_store::{FeatureSet, OnlineStore};
+use feature_store::{FeatureSet, OnlineStore, View, ViewReader};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::limit::RequestBodyLimitLayer;
 use tower_http::timeout::TimeoutLayer;
-
-pub use lookup::{LookupRequest, LookupResponse, Status};
 
 /// Largest request body taken, in bytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
@@ -30,14 +32,33 @@ pub type Ready = Arc<dyn Fn() -> Result<(), &'static str> + Send + Sync>;
 /// What the server answers from.
 #[derive(Clone)]
 pub struct Context {
-    pub features: Arc<FeatureSet>,
+    features: Arc<FeatureSet>,
+    /// Of all views, in their order.
+    readers: Arc<[ViewReader]>,
+    ready: Ready,
+    metrics: PrometheusHandle,
+}
+
+/// Where the states of entities are.
+#[derive(Debug)]
+pub struct Stored {
     pub store: Arc<dyn OnlineStore>,
-    /// Partitions of the transactions, and of the stream that is keyed by terminal: where an
-    /// entity's watermark stands.
+    /// Partitions of the transactions, and of the stream that is keyed by other entities: where an entity's watermark stands.
     pub card_partitions: u32,
     pub entity_partitions: u32,
-    pub ready: Ready,
-    pub metrics: PrometheusHandle,
+    /// Memory for states of each view that were read already.
+    pub cache_bytes: u64,
+}
+
+impl Context {
+    pub fn new(features: Arc<FeatureSet>, stored: &Stored, ready: Ready, metrics: PrometheusHandle) -> Context {
+        let reader = |view: &View| {
+            let partitions = if view.is_owned() { stored.card_partitions } else { stored.entity_partitions };
+            ViewReader::new(view, Arc::clone(&stored.store), partitions, stored.cache_bytes)
+        };
+        let readers = features.views().iter().map(reader).collect();
+        Context { features, readers, ready, metrics }
+    }
 }
 
 impl std::fmt::Debug for Context {
@@ -48,10 +69,12 @@ impl std::fmt::Debug for Context {
 
 /// The routes of a process that answers lookups: those of [`probes`], and
 /// - `POST /get-online-features`: Feast's feature lookup
+/// - `GET /openapi.json`: what these take and answer
 pub fn router(context: Context) -> Router {
     let probes = probes(Arc::clone(&context.ready), context.metrics.clone());
     Router::new()
         .route("/get-online-features", post(lookup::get_online_features))
+        .route("/openapi.json", get(openapi::document))
         .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
         .layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, REQUEST_TIMEOUT))
         .with_state(context)

@@ -1,60 +1,77 @@
 //! `POST /get-online-features`, as Feast's feature server answers it.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use axum::Json;
+use axum::body::Bytes;
 use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use feature_store::{FeatureSet, View, WindowState};
-use schemas::{EventTime, partition_for_key};
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use feature_store::{UnknownFeature, View, ViewFeature, ViewReader, ViewState};
+use schemars::JsonSchema;
+use schemas::{EventTime, Id};
+use serde::Serialize;
+use serde_json::Value;
 
 use crate::Context;
+use crate::error::LookupError;
+use crate::metrics;
+use crate::request::{LookupRequest, ids_of};
 
 /// Rows of one request at most; a lookup holds them all in memory.
 const ROWS_MAX: usize = 10_000;
-
-/// The body of a lookup.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LookupRequest {
-    /// `view:feature`, in the order wanted.
-    pub features: Vec<String>,
-    /// For each entity key, as in `card_id`, one id a row. Numbers are taken as their text.
-    pub entities: BTreeMap<String, Vec<Value>>,
-    /// Whether features are named `view__feature` in the response.
-    #[serde(default)]
-    pub full_feature_names: bool,
-}
+/// How old it may be what is known of a view's progress; a lookup reads nothing else twice.
+const PROGRESS_AGE: Duration = Duration::from_millis(100);
+/// Feast's time of a column that has none, and of an entity that is not known.
+const NO_TIME: &str = "1970-01-01T00:00:00Z";
 
 /// The answer: `results` has one entry a name in `metadata.feature_names`, each over all rows.
-#[derive(Debug, Serialize)]
-pub struct LookupResponse {
-    pub metadata: Metadata,
-    pub results: Vec<Column>,
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct LookupResponse<'a> {
+    pub(crate) metadata: Metadata<'a>,
+    pub(crate) results: Vec<Column<'a>>,
 }
 
-#[derive(Debug, Serialize)]
-pub struct Metadata {
-    pub feature_names: Vec<String>,
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Metadata<'a> {
+    pub(crate) feature_names: Vec<String>,
+    pub(crate) feature_view_metadata: Vec<ViewMetadata<'a>>,
+}
+
+/// A view that was read, and how far behind it is.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct ViewMetadata<'a> {
+    pub(crate) name: &'a str,
+    /// Feast's number of a version of the view; there is only one.
+    pub(crate) version: u32,
+    /// RFC 3339: the event time that every row is complete to; none if there are no rows, or nothing was written yet.
+    pub(crate) complete_to: Option<String>,
+    /// How long ago that was.
+    pub(crate) staleness_seconds: Option<f64>,
+    /// How far behind event time the scorer reads the view at most; 0 for what it keeps itself.
+    pub(crate) staleness_max_seconds: f64,
 }
 
 /// One entity key or feature over all rows.
-#[derive(Debug, Default, Serialize)]
-pub struct Column {
-    pub values: Vec<Value>,
-    pub statuses: Vec<Status>,
-    /// RFC 3339: up to when the value is complete.
-    pub event_timestamps: Vec<String>,
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Column<'a> {
+    pub(crate) values: Values<'a>,
+    pub(crate) statuses: Vec<Status>,
+    /// RFC 3339: the event time that the value is as of.
+    pub(crate) event_timestamps: Vec<&'a str>,
+}
+
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Values<'a> {
+    Ids(&'a [Value]),
+    Numbers(Vec<Option<f64>>),
 }
 
 /// Feast's `FieldStatus`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum Status {
+pub(crate) enum Status {
     Present,
     /// The entity is known, and the value is missing: a mean over no events.
     NullValue,
@@ -75,133 +92,195 @@ impl From<feature_store::Status> for Status {
     }
 }
 
-/// A request that can't be answered: 4xx with Feast's `detail`, or 500 when the store fails.
-#[derive(Debug)]
-pub(crate) struct LookupError(StatusCode, String);
-
-impl IntoResponse for LookupError {
-    fn into_response(self) -> Response {
-        (self.0, Json(json!({ "detail": self.1 }))).into_response()
+pub(crate) async fn get_online_features(State(context): State<Context>, body: Bytes) -> Response {
+    let started = Instant::now();
+    let answer = answer(&context, &body).await;
+    metrics::answered(started.elapsed(), answer.as_ref().err().map(LookupError::status));
+    match answer {
+        Ok(json) => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], json).into_response(),
+        Err(error) => error.into_response(),
     }
 }
 
-fn refused(message: impl Into<String>) -> LookupError {
-    LookupError(StatusCode::UNPROCESSABLE_ENTITY, message.into())
+/// The views of a request, each with its features and what was read of it.
+struct ViewRows<'a> {
+    view: &'a View,
+    reader: &'a ViewReader,
+    features: Vec<ViewFeature>,
+    states: Vec<Arc<ViewState>>,
+    /// Of each row, what the values are as of.
+    at: Vec<EventTime>,
+    times: Vec<String>,
 }
 
-pub(crate) async fn get_online_features(
-    State(context): State<Context>,
-    request: Result<Json<LookupRequest>, JsonRejection>,
-) -> Result<Json<LookupResponse>, LookupError> {
-    let Json(request) = request.map_err(|rejection| LookupError(rejection.status(), rejection.body_text()))?;
-    let rows = request.entities.values().map(Vec::len).max().unwrap_or(0);
-    if rows == 0 || request.entities.values().any(|ids| ids.len() != rows) {
-        return Err(refused("`entities` needs at least one key, with as many ids as every other key"));
+async fn answer(context: &Context, body: &[u8]) -> Result<Vec<u8>, LookupError> {
+    let request = LookupRequest::parse(body)?;
+    let wanted = wanted(context, &request)?;
+    let rows = request.entities.first().map_or(0, |(_, ids)| ids.len());
+    if request.entities.iter().any(|(_, ids)| ids.len() != rows) {
+        return Err(LookupError::refused("All entity rows must have the same columns."));
     }
     if rows > ROWS_MAX {
-        return Err(refused(format!("{rows} rows were asked for, at most {ROWS_MAX} are answered at a time")));
+        let message = format!("{rows} rows were asked for, at most {ROWS_MAX} are answered at a time");
+        return Err(LookupError::refused(message));
     }
-    let wanted = request.features.iter().map(|name| resolve(&context.features, name)).collect::<Result<Vec<_>, _>>()?;
+    // As Feast does: by view, in the order in which the views are named first.
+    let mut views: Vec<ViewRows<'_>> = Vec::new();
+    for feature in wanted {
+        let view = &context.features.views()[feature.view];
+        match views.iter_mut().find(|known| known.view.name() == view.name()) {
+            Some(known) => known.features.push(feature),
+            None => views.push(ViewRows {
+                view,
+                reader: &context.readers[feature.view],
+                features: vec![feature],
+                states: Vec::new(),
+                at: Vec::new(),
+                times: Vec::new(),
+            }),
+        }
+    }
+    for rows in &mut views {
+        let ids = ids_of(&request, rows.view)?;
+        rows.read(context, &ids, request.at).await?;
+    }
+    let response = respond(context, &request, &views)?;
+    serde_json::to_vec(&response).map_err(|error| LookupError::Failed(error.to_string()))
+}
 
-    let mut names = Vec::new();
+fn wanted(context: &Context, request: &LookupRequest) -> Result<Vec<ViewFeature>, LookupError> {
+    let features = &context.features;
+    if let Some(service) = &request.feature_service {
+        let found = features.feature_service(service).ok_or_else(|| {
+            let known: Vec<&str> = features.feature_services().collect();
+            LookupError::unknown_service(service, &known)
+        })?;
+        return Ok(found.to_vec());
+    }
+    if request.features.is_empty() {
+        return Err(LookupError::refused("No features specified for retrieval"));
+    }
+    let resolve = |name: &String| {
+        let Some((view, feature)) = name.split_once(':') else {
+            let message = format!("Invalid feature reference '{name}'. Expected format: '<feature_view>:<feature>'");
+            return Err(LookupError::refused(message));
+        };
+        features.view_feature(view, feature).map_err(|unknown| match unknown {
+            UnknownFeature::View => {
+                let known: Vec<&str> = features.views().iter().map(|view| view.name().as_str()).collect();
+                LookupError::unknown_view(view, &known)
+            }
+            UnknownFeature::Feature => {
+                let known = features.views().iter().filter(|known| known.name() == view).flat_map(View::slots);
+                let known: Vec<&str> = known.map(|slot| features.names()[slot].as_str()).collect();
+                let message =
+                    format!("Feature {feature} not found in projection {view}; it has: {}", known.join(", "));
+                LookupError::refused(message)
+            }
+        })
+    };
+    request.features.iter().map(resolve).collect()
+}
+
+impl ViewRows<'_> {
+    /// Reads the view: as of the event time that it is complete to, what a transaction would be joined with that took place at that
+    /// moment; or as of `at`, where the states still have all that was known then.
+    async fn read(&mut self, context: &Context, ids: &[Id], at: Option<EventTime>) -> Result<(), LookupError> {
+        self.states = self.reader.latest(ids, PROGRESS_AGE).await.map_err(LookupError::from)?;
+        metrics::read(self.view, self.reader.take_counts());
+        let lateness = context.features.allowed_lateness();
+        for state in &self.states {
+            let complete_to = state.complete_to.max(EventTime::from_millis(0));
+            if let Some(at) = at
+                && !(complete_to - lateness..=complete_to).contains(&at)
+            {
+                return Err(LookupError::refused(format!(
+                    "view `{}` answers as of {} to {complete_to}, not as of {at}; `fraudline features backfill --from-log` has the \
+                     values of every transaction",
+                    self.view.name(),
+                    complete_to - lateness
+                )));
+            }
+            self.at.push(at.unwrap_or(complete_to));
+        }
+        self.times = self.at.iter().map(ToString::to_string).collect();
+        Ok(())
+    }
+
+    fn metadata(&self) -> ViewMetadata<'_> {
+        let complete_to = self.states.iter().map(|state| state.complete_to).min();
+        let complete_to = complete_to.filter(|&time| time > EventTime::MIN);
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+        ViewMetadata {
+            name: self.view.name(),
+            version: 1,
+            complete_to: complete_to.map(|time| time.to_string()),
+            staleness_seconds: complete_to.map(|time| now.saturating_sub(time.as_millis()) as f64 / 1000.0),
+            staleness_max_seconds: self.view.staleness().as_secs_f64(),
+        }
+    }
+
+    /// The columns of the view's features.
+    fn columns(&self, width: usize) -> Vec<Column<'_>> {
+        let rows = self.states.len();
+        let column = |_| Column {
+            values: Values::Numbers(Vec::with_capacity(rows)),
+            statuses: Vec::with_capacity(rows),
+            event_timestamps: Vec::with_capacity(rows),
+        };
+        let mut columns: Vec<Column<'_>> = self.features.iter().map(column).collect();
+        let mut values = vec![f64::NAN; width];
+        for ((state, &at), time) in self.states.iter().zip(&self.at).zip(&self.times) {
+            let state = state.state.as_ref();
+            self.view.evaluate(state, at, &mut values);
+            for (column, feature) in columns.iter_mut().zip(&self.features) {
+                let value = values[feature.slot];
+                let status: Status = self.view.status(state, at, feature.slot, value).into();
+                if let Values::Numbers(numbers) = &mut column.values {
+                    // What the model would be given instead of a missing value is not what is known.
+                    numbers.push((status == Status::Present).then_some(value));
+                }
+                column.statuses.push(status);
+                column.event_timestamps.push(if status == Status::NotFound { NO_TIME } else { time });
+            }
+        }
+        columns
+    }
+}
+
+fn respond<'a>(
+    context: &'a Context,
+    request: &'a LookupRequest,
+    views: &'a [ViewRows<'a>],
+) -> Result<LookupResponse<'a>, LookupError> {
+    let mut feature_names = Vec::new();
     let mut results = Vec::new();
     for (key, ids) in &request.entities {
-        names.push(key.clone());
+        // Keys that no view is looked up by are passed over.
+        if !views.iter().any(|rows| rows.view.entity().to_string() == *key) {
+            continue;
+        }
+        feature_names.push(key.clone());
         results.push(Column {
-            values: ids.clone(),
-            statuses: vec![Status::Present; rows],
-            event_timestamps: vec![EventTime::from_millis(0).to_string(); rows],
+            values: Values::Ids(ids),
+            statuses: vec![Status::Present; ids.len()],
+            event_timestamps: vec![NO_TIME; ids.len()],
         });
     }
-    // One read of the store for each view, however many features and rows.
-    let mut views: Vec<(&View, ViewRows)> = Vec::new();
-    for &(view, slot) in &wanted {
-        let at = match views.iter().position(|(known, _)| known.name() == view.name()) {
-            Some(at) => at,
-            None => {
-                let ids = ids_of(&request, view)?;
-                views.push((view, read(&context, view, &ids).await?));
-                views.len() - 1
+    for rows in views {
+        for feature in &rows.features {
+            let name = &context.features.names()[feature.slot];
+            let name = match request.full_feature_names {
+                true => format!("{}__{name}", rows.view.name()),
+                false => name.clone(),
+            };
+            if feature_names.contains(&name) {
+                return Err(LookupError::collision(&name));
             }
-        };
-        let name = &context.features.names()[slot];
-        names.push(if request.full_feature_names { format!("{}__{name}", view.name()) } else { name.clone() });
-        results.push(views[at].1.column(slot));
-    }
-    Ok(Json(LookupResponse { metadata: Metadata { feature_names: names }, results }))
-}
-
-/// The view and slot of `view:feature`.
-fn resolve<'a>(features: &'a FeatureSet, name: &str) -> Result<(&'a View, usize), LookupError> {
-    let (view_name, feature) =
-        name.split_once(':').ok_or_else(|| refused(format!("`{name}` is no feature; write it as `view:feature`")))?;
-    let view = features.views().iter().find(|view| view.name() == view_name).ok_or_else(|| {
-        let known: Vec<&str> = features.views().iter().map(|view| view.name().as_str()).collect();
-        refused(format!("there is no view `{view_name}`; there are: {}", known.join(", ")))
-    })?;
-    let slot = view.slots().find(|&slot| features.names()[slot] == feature).ok_or_else(|| {
-        let known: Vec<&str> = view.slots().map(|slot| features.names()[slot].as_str()).collect();
-        refused(format!("view `{view_name}` has no feature `{feature}`; it has: {}", known.join(", ")))
-    })?;
-    Ok((view, slot))
-}
-
-fn ids_of(request: &LookupRequest, view: &View) -> Result<Vec<String>, LookupError> {
-    let key = view.entity().to_string();
-    let ids =
-        request.entities.get(&key).ok_or_else(|| refused(format!("view `{}` is looked up by `{key}`", view.name())))?;
-    ids.iter()
-        .map(|id| match id {
-            Value::String(text) => Ok(text.clone()),
-            Value::Number(number) if !number.is_f64() => Ok(number.to_string()),
-            other => Err(refused(format!("`{other}` is no id; ids are texts or whole numbers"))),
-        })
-        .collect()
-}
-
-/// A view's values for all rows of a request.
-struct ViewRows {
-    /// Of each row, for each slot of the view its value and what that is worth.
-    values: Vec<Vec<(usize, f64, Status)>>,
-    complete_to: Vec<String>,
-}
-
-/// Reads the view as of the event time that its stored states are complete to: what a
-/// transaction would be joined with that took place at that moment.
-async fn read(context: &Context, view: &View, ids: &[String]) -> Result<ViewRows, LookupError> {
-    let failed = |error: feature_store::StoreError| LookupError(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
-    let partitions = if view.is_owned() { context.card_partitions } else { context.entity_partitions };
-    // Before the states: these are at least as complete then.
-    let all: Vec<u32> = (0..partitions).collect();
-    let watermarks = context.store.read(view.key(), &[], &all).await.map_err(failed)?.watermarks;
-    let complete = watermarks.into_iter().map(|at| at.map_or(EventTime::from_millis(0), |at| at.event_time));
-    let complete: Vec<EventTime> = complete.collect();
-    let keys: Vec<&str> = ids.iter().map(String::as_str).collect();
-    let stored = context.store.read(view.key(), &keys, &[]).await.map_err(failed)?.states;
-    let mut rows = ViewRows { values: Vec::new(), complete_to: Vec::new() };
-    let mut values = vec![f64::NAN; context.features.width()];
-    for (id, stored) in ids.iter().zip(stored) {
-        let state = stored.map(|stored| WindowState::decode(&stored.bytes)).transpose().map_err(|error| {
-            LookupError(StatusCode::INTERNAL_SERVER_ERROR, format!("the state of `{id}` is damaged: {error}"))
-        })?;
-        let at = complete[partition_for_key(id.as_bytes(), partitions) as usize];
-        view.evaluate(state.as_ref(), at, &mut values);
-        let status = |slot: usize| view.status(state.as_ref(), at, slot, values[slot]).into();
-        rows.values.push(view.slots().map(|slot| (slot, values[slot], status(slot))).collect());
-        rows.complete_to.push(at.to_string());
-    }
-    Ok(rows)
-}
-
-impl ViewRows {
-    fn column(&self, slot: usize) -> Column {
-        let mut column = Column { event_timestamps: self.complete_to.clone(), ..Column::default() };
-        for row in &self.values {
-            let Some(&(_, value, status)) = row.iter().find(|(known, ..)| *known == slot) else { continue };
-            // What the model would be given instead of a missing value is not what is known.
-            column.values.push(if status == Status::Present { json!(value) } else { Value::Null });
-            column.statuses.push(status);
+            feature_names.push(name);
         }
-        column
+        results.extend(rows.columns(context.features.width()));
     }
+    let feature_view_metadata = views.iter().map(ViewRows::metadata).collect();
+    Ok(LookupResponse { metadata: Metadata { feature_names, feature_view_metadata }, results })
 }

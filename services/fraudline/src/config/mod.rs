@@ -230,11 +230,13 @@ pub(crate) struct ServerConfig {
     pub(crate) http: SocketAddr,
     /// Attempts of a lookup while the store is away.
     pub(crate) store_attempts: u32,
+    /// Memory for states that were read already, of each view.
+    pub(crate) cache_bytes: u64,
 }
 
 impl Default for ServerConfig {
     fn default() -> ServerConfig {
-        ServerConfig { http: ([127, 0, 0, 1], 6566).into(), store_attempts: 3 }
+        ServerConfig { http: ([127, 0, 0, 1], 6566).into(), store_attempts: 3, cache_bytes: 128 << 20 }
     }
 }
 

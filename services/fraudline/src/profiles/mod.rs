@@ -37,7 +37,7 @@ pub(crate) struct LoadArgs {
     #[arg(long)]
     view: String,
     /// Since when the values hold, without a column event_time [default: now]
-    #[arg(long, value_name = "RFC 3339", value_parser = read::parse_time)]
+    #[arg(long, value_name = "RFC 3339")]
     event_time: Option<EventTime>,
     /// Feature definitions [default: those of the configuration, or the Handbook's]
     #[arg(long, value_name = "FILE.yaml")]

@@ -39,13 +39,6 @@ pub(super) fn rows(path: &Path, view: &str, columns: &Columns, event_time: Event
     }
 }
 
-pub(super) fn parse_time(text: &str) -> Result<EventTime, String> {
-    let time = humantime::parse_rfc3339_weak(text)
-        .map_err(|error| format!("`{text}` is no time: {error}; write it as in 2018-04-01T00:00:31Z"))?;
-    let since = time.duration_since(std::time::UNIX_EPOCH).map_err(|_| format!("`{text}` is before 1970"))?;
-    i64::try_from(since.as_millis()).map(EventTime::from_millis).map_err(|_| format!("`{text}` is too late"))
-}
-
 /// What makes an update of a row's values.
 struct Maker {
     view: Id,
@@ -98,7 +91,7 @@ impl Maker {
                 }
                 Cell::Time(time) if name == EVENT_TIME => update.event_time = time,
                 Cell::Value(ProfileValue::Text(text)) if name == EVENT_TIME => {
-                    update.event_time = parse_time(&text).map_err(|error| anyhow!("row {row}: {error}"))?;
+                    update.event_time = text.parse::<EventTime>().map_err(|error| anyhow!("row {row}: {error}"))?;
                 }
                 Cell::Value(other) if name == EVENT_TIME => bail!("row {row}: `{name}` is {other:?}, no time"),
                 Cell::Time(time) => {

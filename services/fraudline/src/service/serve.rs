@@ -31,14 +31,14 @@ pub(crate) fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let store = connect::store(&config, runtime.handle(), retry)?;
     // Where an entity's watermark stands is a matter of the number of partitions.
     let log = connect::kafka(&config, config.kafka("server".to_owned(), Delivery::AtLeastOnce))?;
-    let context = feature_server::Context {
-        features: connect::features(&config)?,
+    let stored = feature_server::Stored {
         store,
         card_partitions: log.ends(topics::TRANSACTIONS)?.len() as u32,
         entity_partitions: log.ends(topics::ENTITY_EVENTS)?.len() as u32,
-        ready: Arc::new(|| Ok(())),
-        metrics,
+        cache_bytes: config.server.cache_bytes,
     };
+    let features = connect::features(&config)?;
+    let context = feature_server::Context::new(features, &stored, Arc::new(|| Ok(())), metrics);
     drop(log);
     let url = start_http(&runtime, args.http.unwrap_or(config.server.http), feature_server::router(context))?;
     println!("serving features at {url}");

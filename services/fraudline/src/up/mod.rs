@@ -36,6 +36,8 @@ pub(crate) const RUNNING_FILE: &str = "running.url";
 const SIMULATED_RETENTION: Duration = Duration::from_secs(3600);
 /// Retention never takes what is not consumed: beyond this lag nothing is trimmed.
 const TRIM_LAG_MAX: u64 = 100_000;
+/// Memory of each view for lookups.
+const LOOKUP_CACHE_BYTES: u64 = 32 << 20;
 
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
@@ -213,14 +215,13 @@ fn router(
         true => Ok(()),
         false => Err("the model is warming up, or no partition is assigned yet"),
     };
-    let context = feature_server::Context {
-        features: Arc::clone(features),
+    let stored = feature_server::Stored {
         store: Arc::clone(store),
         card_partitions: args.partitions,
         entity_partitions: args.partitions,
-        ready: Arc::new(ready),
-        metrics,
+        cache_bytes: LOOKUP_CACHE_BYTES,
     };
+    let context = feature_server::Context::new(Arc::clone(features), &stored, Arc::new(ready), metrics);
     let pages = axum::Router::new()
         .route("/topics/{topic}/records", axum::routing::get(records::get_page))
         .with_state(Arc::clone(log) as Arc<dyn Log>);

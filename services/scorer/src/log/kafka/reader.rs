@@ -13,8 +13,9 @@ use super::client::Context;
 use super::consumer::record;
 use crate::log::{LogError, Record, Result, TopicPartition};
 
-/// Readers kept for the next call: one for each partition that is recovered at the same time.
-const READERS_MAX: usize = 4;
+/// Readers kept for the next call: one for each partition that is read at the same time. A reader that begins elsewhere waits for its
+/// first fetch, which costs more than the records of a call.
+const READERS_MAX: usize = 32;
 
 /// Hands out readers. One that stands where a call goes on is used again: its next records have
 /// come meanwhile.
