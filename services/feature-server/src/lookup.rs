@@ -173,8 +173,7 @@ fn wanted(context: &Context, request: &LookupRequest) -> Result<Vec<ViewFeature>
             UnknownFeature::Feature => {
                 let known = features.views().iter().filter(|known| known.name() == view).flat_map(View::slots);
                 let known: Vec<&str> = known.map(|slot| features.names()[slot].as_str()).collect();
-                let message =
-                    format!("Feature {feature} not found in projection {view}; it has: {}", known.join(", "));
+                let message = format!("Feature {feature} not found in projection {view}; it has: {}", known.join(", "));
                 LookupError::refused(message)
             }
         })

@@ -9,7 +9,8 @@ use crate::request::LookupRequest;
 
 /// OpenAPI 3.1, whose schemas are JSON Schema 2020-12.
 pub(crate) async fn document() -> Json<Value> {
-    let settings = SchemaSettings::draft2020_12().with(|settings| settings.definitions_path = "/components/schemas".into());
+    let settings =
+        SchemaSettings::draft2020_12().with(|settings| settings.definitions_path = "/components/schemas".into());
     let mut schemas = settings.into_generator();
     let request = schemas.subschema_for::<LookupRequest>();
     let response = schemas.subschema_for::<LookupResponse<'_>>();
@@ -33,7 +34,8 @@ pub(crate) async fn document() -> Json<Value> {
         } } },
         "required": ["detail"]
     });
-    let text = |description: &str| json!({ "description": description, "content": { "text/plain": { "schema": message } } });
+    let text =
+        |description: &str| json!({ "description": description, "content": { "text/plain": { "schema": message } } });
     Json(json!({
         "openapi": "3.1.0",
         "info": { "title": "fraudline", "version": env!("CARGO_PKG_VERSION"), "description": "Features by entity" },

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use command::{Up, fraudline, simulate, tail};
+use schemas::EventTime;
 use serde_json::{Value, json};
 
 #[test]
@@ -126,8 +127,10 @@ fn http_answers_while_it_runs() {
     assert_eq!(post(&url, &body).1["metadata"]["feature_names"][1], "card__CUSTOMER_ID_NB_TX_7DAY_WINDOW");
     body["features"] = json!(["card:NOTHING"]);
     let (status, answer) = post(&url, &body);
-    assert_eq!(status, 422);
-    assert!(answer["detail"].as_str().unwrap().contains("has no feature `NOTHING`; it has: CUSTOMER_ID"), "{answer}");
+    assert_eq!(status, 400);
+    let message = "Feature NOTHING not found in projection card; it has: CUSTOMER_ID";
+    assert!(answer.as_str().unwrap().starts_with(message), "{answer}");
+    lookups_are_answered_as_feast_does(&url, &card);
 
     let metrics = get(&url, "/metrics").1;
     use scorer::metrics as names;
@@ -152,6 +155,89 @@ fn http_answers_while_it_runs() {
     assert!(follow.stdout.starts_with(b"{\"partition\":"), "a running data directory is read over HTTP");
     running.interrupt();
     running.finish();
+}
+
+/// Services, points in time, and every refusal.
+fn lookups_are_answered_as_feast_does(url: &str, card: &str) {
+    let of_cards = json!({ "card_id": [card], "unknown_key": [1] });
+    let (status, answer) =
+        post(url, &json!({ "feature_service": "fraud", "entities": { "terminal_id": ["0"], "card_id": [card] } }));
+    assert_eq!(status, 200, "{answer}");
+    let names = answer["metadata"]["feature_names"].as_array().unwrap();
+    assert_eq!(names[..2], [json!("terminal_id"), json!("card_id")], "keys in the order of the request");
+    assert_eq!(names.len(), answer["results"].as_array().unwrap().len());
+    let views = &answer["metadata"]["feature_view_metadata"];
+    assert_eq!([&views[0]["name"], &views[1]["name"]], ["card", "terminal"]);
+    assert_eq!(views[1]["staleness_max_seconds"], json!(3.0 * 86_400.0));
+    assert!(views[0]["staleness_seconds"].as_f64().unwrap() > 0.0 && views[0]["complete_to"].is_string(), "{views}");
+
+    // Grouped by view, and keys that no view needs are passed over; so is what the request has besides.
+    let mixed = ["card:CUSTOMER_ID_NB_TX_1DAY_WINDOW", "card:CUSTOMER_ID_NB_TX_30DAY_WINDOW"];
+    let request = json!({ "features": mixed, "entities": of_cards, "include_feature_view_version_metadata": true });
+    let (_, answer) = post(url, &request);
+    let expected = json!(["card_id", "CUSTOMER_ID_NB_TX_1DAY_WINDOW", "CUSTOMER_ID_NB_TX_30DAY_WINDOW"]);
+    assert_eq!(answer["metadata"]["feature_names"], expected);
+    assert_eq!(answer["results"][0]["event_timestamps"], json!(["1970-01-01T00:00:00Z"]));
+
+    let mut complete_to = EventTime::from_millis(0);
+    until("the input is through", || {
+        std::thread::sleep(Duration::from_millis(500));
+        let (_, answer) = post(url, &request);
+        let before = complete_to;
+        complete_to = answer["results"][1]["event_timestamps"][0].as_str().unwrap().parse().unwrap();
+        complete_to == before
+    });
+    let at = |time: EventTime| {
+        let body = json!({ "features": mixed, "entities": { "card_id": [card] }, "at": time.to_string() });
+        post(url, &body)
+    };
+    let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(86_400));
+    let (status, answer) = at(complete_to - hour);
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(answer["results"][1]["event_timestamps"], json!([(complete_to - hour).to_string()]));
+    for outside in [complete_to - 3 * day, complete_to + 30 * day] {
+        let (status, answer) = at(outside);
+        assert_eq!(status, 400);
+        assert!(answer.as_str().unwrap().contains("features backfill --from-log"), "{answer}");
+    }
+
+    let features = json!(["card:CUSTOMER_ID_NB_TX_1DAY_WINDOW"]);
+    for (body, status, says) in [
+        (json!({ "features": ["nothing:A"], "entities": of_cards }), 404, "FeatureViewNotFoundException"),
+        (json!({ "feature_service": "nothing", "entities": of_cards }), 404, "FeatureServiceNotFoundException"),
+        (
+            json!({ "features": [mixed[0], mixed[0]], "entities": { "card_id": [card] } }),
+            400,
+            "FeatureNameCollisionError",
+        ),
+        (json!({ "features": ["nothing"], "entities": of_cards }), 400, "Invalid feature reference 'nothing'"),
+        (json!({ "features": [], "entities": of_cards }), 400, "No features specified for retrieval"),
+        (
+            json!({ "features": features, "entities": { "terminal_id": ["1"] } }),
+            400,
+            "Missing join key values for keys: ['card_id']",
+        ),
+        (json!({ "features": features, "entities": { "card_id": ["1"], "a": [] } }), 400, "must have the same columns"),
+        (json!({ "features": features, "entities": { "card_id": [1.5] } }), 400, "`1.5` is no id of card_id"),
+        (json!({ "features": features }), 422, "Field required"),
+        (json!({ "features": 1, "entities": of_cards }), 422, "value_error"),
+        (json!({ "features": features, "entities": of_cards, "at": "noon" }), 422, "`noon` is no time"),
+    ] {
+        let (answered, answer) = post(url, &body);
+        assert_eq!(answered, status, "{body}: {answer}");
+        assert!(answer.to_string().contains(says), "{body}: {answer}");
+        if status == 404 {
+            // JSON in a text: the client raises the exception again.
+            let raised: Value = serde_json::from_str(answer.as_str().unwrap()).unwrap();
+            assert_eq!(raised["module"], "feast.errors");
+        }
+    }
+
+    let document: Value = serde_json::from_str(&get(url, "/openapi.json").1).unwrap();
+    assert_eq!(document["openapi"], "3.1.0");
+    let response = &document["components"]["schemas"]["LookupResponse"]["properties"];
+    assert!(response["metadata"].is_object() && response["results"].is_object(), "{document}");
+    assert!(document["components"]["schemas"]["LookupRequest"]["properties"]["at"].is_object(), "{document}");
 }
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {

@@ -1,5 +1,6 @@
 //! `fraudline profiles load`: profiles in bulk, into the topic that the materializer reads.
 
+mod feast;
 mod read;
 
 use std::fs;
@@ -9,13 +10,15 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
+use feature_store::FeatureSet;
 use schemas::{EventTime, topics};
-use scorer::log::Outbox;
+use scorer::log::{Log, Outbox};
 use serde::{Deserialize, Serialize};
 
 use crate::features::{LogArgs, OpenLog};
 use crate::progress::Progress;
 use crate::service::{runtime, watch_signals};
+use feast::{FeastRows, FeastView};
 use read::{Columns, rows};
 
 /// Rows that are written, and noted as written, at a time.
@@ -31,8 +34,18 @@ pub(crate) enum ProfilesCommand {
 pub(crate) struct LoadArgs {
     /// Profiles: a .parquet or .csv file with a column named as the view's entity (card_id, terminal_id), one for each value, and
     /// event_time (RFC 3339, or a timestamp) if not all of them hold since --event-time
-    #[arg(long, value_name = "FILE")]
-    input: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "feast_redis")]
+    input: Option<PathBuf>,
+    /// Load a feature view that Feast materialized into this Redis instead, each profile since its event timestamp; loaded again, it
+    /// writes the same updates again
+    #[arg(long, value_name = "redis://HOST:PORT/DB", conflicts_with_all = ["input", "event_time"], requires = "feast_project")]
+    feast_redis: Option<String>,
+    /// Feast's project
+    #[arg(long, value_name = "NAME", requires = "feast_redis")]
+    feast_project: Option<String>,
+    /// Feast's feature view, if it has not the name of --view
+    #[arg(long, value_name = "NAME", requires = "feast_redis")]
+    feast_view: Option<String>,
     /// The view of the definitions that the values belong to
     #[arg(long)]
     view: String,
@@ -65,11 +78,12 @@ pub(crate) fn run(command: &ProfilesCommand) -> anyhow::Result<()> {
     let (_, view) = features.profile_view(&args.view).with_context(|| {
         format!("the definitions have no profile view `{}`; they have: {}", args.view, known.join(", "))
     })?;
-    let noted = note_of(&args.input, &args.view);
-    let mut position = resume(args, &noted)?;
     let columns =
         Columns { entity: view.entity().to_string(), fields: view.fields().map(ToString::to_string).collect() };
-    let (total, rows) = rows(&args.input, &args.view, &columns, position.event_time)?;
+    let Some(input) = &args.input else { return from_feast(args, &*log, &features, &columns) };
+    let noted = note_of(input, &args.view);
+    let mut position = resume(args, input, &noted)?;
+    let (total, rows) = rows(input, &args.view, &columns, position.event_time)?;
     let skipped = position.rows;
     if skipped > 0 {
         println!("going on behind row {skipped}, as {} has it", noted.display());
@@ -111,6 +125,39 @@ pub(crate) fn run(command: &ProfilesCommand) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The scan has no order to go on from: an interrupted load is begun again.
+fn from_feast(args: &LoadArgs, log: &dyn Log, features: &FeatureSet, columns: &Columns) -> anyhow::Result<()> {
+    let (Some(redis), Some(project)) = (&args.feast_redis, &args.feast_project) else {
+        anyhow::bail!("name a file with --input, or Feast's Redis with --feast-redis and --feast-project");
+    };
+    let view = args.feast_view.as_deref().unwrap_or(&args.view);
+    let rows = FeastRows::open(&FeastView { redis, project, view }, &args.view, columns)?;
+    let progress = Progress::new(0, "profiles");
+    let (mut outbox, mut written) = (Outbox::default(), 0);
+    let clock = scorer::system_clock();
+    for row in rows {
+        let update = row?;
+        let of = |message: String| anyhow::anyhow!("`{}`: {message}", update.entity_id);
+        features.accepts(&update).map_err(of)?;
+        outbox.push(topics::PROFILES, update.entity_id.as_bytes(), clock(), |out| update.write_json(out));
+        written += 1;
+        if outbox.len() == BATCH {
+            log.append(&outbox)?;
+            outbox.clear();
+            progress.set(written);
+        }
+    }
+    log.append(&outbox)?;
+    progress.finish();
+    anyhow::ensure!(
+        written > 0,
+        "Feast's project `{project}` has nothing of view `{view}` by {} in this Redis",
+        columns.entity
+    );
+    println!("{written} profiles written to view {}", args.view);
+    Ok(())
+}
+
 fn note_of(input: &Path, view: &str) -> PathBuf {
     let mut name = input.as_os_str().to_owned();
     name.push(format!(".{view}.position"));
@@ -118,8 +165,8 @@ fn note_of(input: &Path, view: &str) -> PathBuf {
 }
 
 /// Where an earlier load of the same file stopped, or the beginning.
-fn resume(args: &LoadArgs, noted: &Path) -> anyhow::Result<Position> {
-    let input = fs::metadata(&args.input).with_context(|| format!("opening {}", args.input.display()))?;
+fn resume(args: &LoadArgs, input: &Path, noted: &Path) -> anyhow::Result<Position> {
+    let input = fs::metadata(input).with_context(|| format!("opening {}", input.display()))?;
     let modified = input.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let now = EventTime::from_millis((scorer::system_clock())() / 1000);
     let begin = Position {
