@@ -78,7 +78,7 @@ mod tests {
 
         let of = |from: &str, to: &str| ProfileUpdate::from_json(json.replace(from, to).as_bytes()).expect_err(to);
         assert!(matches!(of("\"596\"", "\"\""), DecodeError::EmptyId { field: "entity_id" }));
-        assert!(matches!(of("1522540831000", "15"), DecodeError::ImpossibleTime { .. }));
+        assert!(matches!(of("1522540831000", "1522540831000000"), DecodeError::ImpossibleTime { .. }));
         assert!(matches!(of("5000.5", "[1]"), DecodeError::WrongShape(_)));
         assert!(matches!(of("}}", "}"), DecodeError::NotJson(_)));
     }

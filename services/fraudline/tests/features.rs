@@ -90,6 +90,6 @@ fn show_prints_the_vector_the_memory_and_the_reads() {
 
 #[test]
 fn schema_and_reference_are_those_beside_the_definitions() {
-    assert_eq!(printed(&["schema"]), include_str!("../../../feature-store/definitions/features.schema.json"));
-    assert_eq!(printed(&["reference"]), include_str!("../../../feature-store/definitions/REFERENCE.md"));
+    assert!(printed(&["schema"]) == include_str!("../../../feature-store/definitions/features.schema.json"));
+    assert!(printed(&["reference"]) == include_str!("../../../feature-store/definitions/REFERENCE.md"));
 }

@@ -160,8 +160,9 @@ fn http_answers_while_it_runs() {
 /// Services, points in time, and every refusal.
 fn lookups_are_answered_as_feast_does(url: &str, card: &str) {
     let of_cards = json!({ "card_id": [card], "unknown_key": [1] });
-    let (status, answer) =
-        post(url, &json!({ "feature_service": "fraud", "entities": { "terminal_id": ["0"], "card_id": [card] } }));
+    let by_service =
+        format!(r#"{{"feature_service":"fraud","entities":{{"terminal_id":["0"],"card_id":["{card}"]}}}}"#);
+    let (status, answer) = post(url, &by_service);
     assert_eq!(status, 200, "{answer}");
     let names = answer["metadata"]["feature_names"].as_array().unwrap();
     assert_eq!(names[..2], [json!("terminal_id"), json!("card_id")], "keys in the order of the request");
@@ -257,7 +258,7 @@ fn get(url: &str, path: &str) -> (u16, String) {
     (response.status().as_u16(), response.body_mut().read_to_string().unwrap())
 }
 
-fn post(url: &str, body: &Value) -> (u16, Value) {
+fn post(url: &str, body: &impl std::fmt::Display) -> (u16, Value) {
     let request = agent().post(format!("{url}/get-online-features")).header("content-type", "application/json");
     let mut response = request.send(body.to_string()).unwrap();
     (response.status().as_u16(), serde_json::from_str(&response.body_mut().read_to_string().unwrap()).unwrap())
