@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use schemas::{EventTime, FeatureLayout, Id, ProfileUpdate, Transaction};
 
+use crate::aggregate::{aggregated, units};
 use crate::compile;
 use crate::definitions::{Aggregate, Entity};
 use crate::expression::{Field, Formula, IdField, Source};
-use crate::window::{Held, Sample, Series, SeriesSpec, Window, WindowState};
+use crate::window::{Held, Sample, Series, SeriesSpec, WindowState};
 
 const DEFAULT_DEFINITIONS: &str = include_str!("../definitions/handbook.yaml");
 
@@ -442,7 +443,9 @@ impl View {
 
     /// What a value of the view, as [`View::evaluate`] gave it for `at`, is worth.
     pub fn status(&self, state: Option<&WindowState>, at: EventTime, slot: usize, value: f64) -> Status {
-        let Some(column) = self.profile.columns.iter().position(|column| column.slot == slot) else {
+        // The slots of a profile follow each other.
+        let first = self.profile.columns.first().map_or(0, |column| column.slot);
+        let Some(column) = slot.checked_sub(first).filter(|&column| column < self.profile.columns.len()) else {
             let known = state.is_some_and(|state| !state.is_empty());
             return match (known, value.is_nan()) {
                 (false, _) => Status::NotFound,
@@ -542,49 +545,4 @@ fn run(
             (Step::Insert(_) | Step::Read(_), None) => {}
         }
     }
-}
-
-/// The value of an aggregate; `NaN` where there is none.
-fn aggregated(feature: &WindowFeature, series: &Series, window: &Window, at: EventTime, current: Option<i64>) -> f64 {
-    let since = |time: EventTime| (at.as_millis() - time.as_millis()) as f64 / 1000.0;
-    let missing = f64::NAN;
-    match feature.aggregate {
-        Aggregate::Count => series.count(window) as f64,
-        Aggregate::Sum => series.total(window) as f64 / SCALE,
-        Aggregate::Mean => series.total(window) as f64 / (series.count(window) as f64 * SCALE),
-        Aggregate::Min => series.extremes(window).map_or(missing, |(least, _)| least as f64 / SCALE),
-        Aggregate::Max => series.extremes(window).map_or(missing, |(_, most)| most as f64 / SCALE),
-        Aggregate::Std => deviation(series.count(window), series.total(window), series.squares(window)),
-        Aggregate::Distinct => series.distinct(window) as f64,
-        Aggregate::Last => series.last(window).map_or(missing, |(_, value)| value as f64 / SCALE),
-        Aggregate::TimeSinceLast => series.last(window).map_or(missing, |(time, _)| since(time)),
-        Aggregate::FirstSeen if feature.of_values => {
-            current.and_then(|value| series.first_of(window, value)).map_or(missing, since)
-        }
-        Aggregate::FirstSeen => series.first(window).map_or(missing, since),
-        Aggregate::Rank => current.and_then(|value| series.rank(window, value)).unwrap_or(missing),
-        Aggregate::RunLength => series.run(window).map_or(0.0, |run| run.len() as f64),
-        Aggregate::TimeSinceMatch => series.run(window).map_or(missing, |run| since(series.time_at(run.end - 1))),
-        Aggregate::TimeSinceRunStart => series.run(window).map_or(missing, |run| since(series.time_at(run.start))),
-        Aggregate::OthersSinceMatch => series.run(window).map_or(missing, |run| series.behind(window, run.end) as f64),
-        Aggregate::FraudCount | Aggregate::FraudRate => missing,
-    }
-}
-
-/// The sample's standard deviation, from exact sums: `sqrt((n Σx² - (Σx)²) / (n (n - 1)))`.
-fn deviation(count: u64, total: i64, squares: i128) -> f64 {
-    if count < 2 {
-        return f64::NAN;
-    }
-    let (n, total) = (i128::from(count), i128::from(total));
-    let exact = n.checked_mul(squares).and_then(|product| product.checked_sub(total * total));
-    let scaled = exact.map_or(n as f64 * squares as f64 - total as f64 * total as f64, |exact| exact as f64);
-    (scaled.max(0.0) / (n as f64 * (n - 1) as f64)).sqrt() / SCALE
-}
-
-const SCALE: f64 = schemas::Amount::SCALE as f64;
-
-/// A value as it stands in a state, in ten-thousandths; `None` if it is missing.
-fn units(value: f64) -> Option<i64> {
-    (!value.is_nan()).then(|| (value * SCALE).round() as i64)
 }

@@ -1,5 +1,6 @@
 //! Feature definitions, windows and the state they are computed from, and the online stores.
 
+mod aggregate;
 mod backfill;
 mod compile;
 mod definitions;

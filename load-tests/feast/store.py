@@ -3,18 +3,20 @@
     store.py materialize FOLDER REDIS_HOST:PORT [CARDS [FEATURES]]   # apply, and materialize into Redis
     store.py client URL                                             # Feast's client reads from a server at URL
 
-`materialize` makes the views card_profile (a few values of each type) and wide (FEATURES numbers) of CARDS cards, in the project
+The client is tried on `fraudline up`. `materialize` makes the views card_profile (a few values of each type) and wide (FEATURES numbers) of CARDS cards, in the project
 `fraud`. `feast -c FOLDER serve` then answers from it.
 """
 
 import json
 import os
 import sys
+import tempfile
 from datetime import datetime, timedelta, timezone
 
 import numpy
 import pandas
 from feast import Entity, FeatureService, FeatureStore, FeatureView, Field, FileSource, ValueType
+from feast.errors import FeatureViewNotFoundException
 from feast.types import Bool, Float32, Float64, Int64, String
 
 SINCE = datetime(2018, 3, 1, tzinfo=timezone.utc)
@@ -83,23 +85,36 @@ def materialize(folder, redis, cards=1000, features=250):
 
 
 def client(url):
-    """What Feast's client gets from a server, as JSON: values and statuses by name, and how an unknown view is refused."""
-    import tempfile
-
+    """What Feast's client gets from a server with the Handbook's definitions, as JSON: values by name, and how an unknown view is refused."""
     with tempfile.TemporaryDirectory() as folder:
         store = write_config(folder, {"type": "remote", "path": url})
-        keys = {"card_id": [], "event_timestamp": pandas.to_datetime([], utc=True)}
-        for name, columns in {
-            "card_profile": {"credit_limit": [0.0][:0], "premium": [True][:0], "chargebacks": [1][:0], "segment": [""][:0]},
-            "wide": {},
-        }.items():
-            pandas.DataFrame(keys | columns).to_parquet(os.path.join(folder, f"{name}.parquet"))
-        store.apply(definitions(folder, 1))
-        rows = [{"card_id": "1"}, {"card_id": "2"}, {"card_id": "nobody"}]
-        features = ["card_profile:credit_limit", "card_profile:chargebacks"]
+        card = Entity(name="card", join_keys=["card_id"], value_type=ValueType.STRING)
+        terminal = Entity(name="terminal", join_keys=["terminal_id"], value_type=ValueType.STRING)
+
+        def view(name, entity, features):
+            key = entity.join_key
+            source = FileSource(path=os.path.join(folder, f"{name}.parquet"), timestamp_field="event_timestamp")
+            columns = {key: ["0"], "event_timestamp": [SINCE]} | {feature: [0.0] for feature in features}
+            pandas.DataFrame(columns).to_parquet(source.path)
+            schema = [Field(name=feature, dtype=Float64) for feature in features]
+            return FeatureView(name=name, entities=[entity], schema=schema, source=source)
+
+        days = [1, 7, 30]
+        cards = view("card", card, [f"CUSTOMER_ID_NB_TX_{day}DAY_WINDOW" for day in days])
+        terminals = view("terminal", terminal, [f"TERMINAL_ID_RISK_{day}DAY_WINDOW" for day in days])
+        unknown = view("unknown", card, ["A"])
+        service = FeatureService(name="fraud", features=[cards, terminals])
+        store.apply([card, terminal, cards, terminals, unknown, service])
+        rows = [{"card_id": "1", "terminal_id": "1"}, {"card_id": "nobody", "terminal_id": "nowhere"}]
+        features = ["card:CUSTOMER_ID_NB_TX_7DAY_WINDOW", "terminal:TERMINAL_ID_RISK_7DAY_WINDOW"]
         answer = store.get_online_features(features=features, entity_rows=rows, full_feature_names=True)
-        by_service = store.get_online_features(features=store.get_feature_service("profiles"), entity_rows=rows)
-        print(json.dumps({"values": answer.to_dict(), "by_service": by_service.to_dict()}))
+        by_service = store.get_online_features(features=store.get_feature_service("fraud"), entity_rows=rows)
+        try:
+            store.get_online_features(features=["unknown:A"], entity_rows=[{"card_id": "1"}])
+            refused = None
+        except FeatureViewNotFoundException as error:
+            refused = str(error)
+        print(json.dumps({"values": answer.to_dict(), "by_service": by_service.to_dict(), "refused": refused}))
 
 
 if __name__ == "__main__":

@@ -301,10 +301,12 @@ impl Compiler<'_> {
                     let message = format!("there is no view `{view_name}`; there are: {}", known.join(", "));
                     return Err(self.error(wanted, message));
                 };
-                let slots: Vec<usize> = views[view]
+                let mut slots: Vec<usize> = views[view]
                     .slots()
                     .filter(|&slot| feature.is_none_or(|feature| self.features[slot].name == feature))
                     .collect();
+                // As they are declared.
+                slots.sort_unstable();
                 if slots.is_empty() {
                     let known: Vec<&str> = views[view].slots().map(|slot| self.features[slot].name.as_str()).collect();
                     let message = format!(

@@ -7,6 +7,7 @@ mod environment;
 mod feeder;
 mod fleet;
 mod latency;
+mod lookup;
 mod mutate;
 mod oracle;
 mod outages;
@@ -38,6 +39,8 @@ enum Command {
     Overload(overload::OverloadArgs),
     /// Feed spoiled records; each must end as one score or one dead letter
     BadInput(bad_input::BadInputArgs),
+    /// Feature servers side by side: latency at a rate, or the highest rate, and processor time
+    Lookup(lookup::LookupArgs),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -46,6 +49,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Latency(args) => latency::run(args)?,
         Command::Overload(args) => overload::run(args)?,
         Command::BadInput(args) => bad_input::run(args)?,
+        Command::Lookup(args) => lookup::run(args)?,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
