@@ -3,8 +3,9 @@
     store.py materialize FOLDER REDIS_HOST:PORT [CARDS [FEATURES]]   # apply, and materialize into Redis
     store.py client URL                                             # Feast's client reads from a server at URL
 
-The client is tried on `fraudline up`. `materialize` makes the views card_profile (a few values of each type) and wide (FEATURES numbers) of CARDS cards, in the project
-`fraud`. `feast -c FOLDER serve` then answers from it.
+`materialize` makes the views card_profile (a few values of each type) and wide (FEATURES numbers) of CARDS cards, in the project
+`fraud`, and writes what Feast reads of card_profile to card_profile.json. `feast -c FOLDER serve` then answers from it. The client
+is tried on `fraudline up`.
 """
 
 import json
@@ -78,10 +79,13 @@ def materialize(folder, redis, cards=1000, features=250):
     pandas.DataFrame(keys | values).to_parquet(os.path.join(folder, "wide.parquet"))
     store.apply(definitions(folder, features))
     store.materialize(SINCE - timedelta(days=1), UNTIL)
-    # The same rows for `fraudline profiles load`.
-    pandas.DataFrame(keys | values).rename(columns={"event_timestamp": "event_time"}).to_parquet(
-        os.path.join(folder, "wide_profiles.parquet")
-    )
+    # What Feast reads back, by card.
+    features = ["card_profile:credit_limit", "card_profile:premium", "card_profile:chargebacks"]
+    read = store.get_online_features(features=features, entity_rows=[{"card_id": card} for card in keys["card_id"]]).to_dict()
+    with open(os.path.join(folder, "card_profile.json"), "w") as file:
+        # JSON has no NaN.
+        columns = {name: [None if value != value else value for value in values] for name, values in read.items()}
+        json.dump(columns, file)
 
 
 def client(url):

@@ -3,9 +3,13 @@
 
 mod cql;
 mod measure;
+#[path = "../windows/oracle.rs"]
+mod oracle;
 mod outage;
 mod redis_modes;
 mod services;
+#[path = "../windows/streamed.rs"]
+mod streamed;
 mod subjects;
 mod suite;
 
@@ -27,6 +31,7 @@ macro_rules! suite {
             a_loss_is_noticed
             five_thousand_keys_at_once
             reads_never_go_back
+            windows_go_on_from_what_was_stored
         })*
     };
     ($store:ident: $($check:ident)*) => {

@@ -2,13 +2,20 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use feature_store::{
-    Checkpoint, OnlineStore, PartitionCheckpoint, Read, StateWrite, StoreError, StoredState, Watermark,
+    Checkpoint, OnlineStore, PartitionCheckpoint, Read, StateWrite, StoreError, StoredState, Watermark, WindowState,
 };
+use proptest::test_runner::{Config, TestRunner};
 use schemas::EventTime;
+use tokio::runtime::Handle;
+use tokio::task::block_in_place;
+
+use crate::oracle::{Case, case};
+use crate::streamed;
 
 /// A store under test.
 #[async_trait]
@@ -326,4 +333,29 @@ pub async fn reads_never_go_back(subject: &dyn Subject) {
     }
     writing.await.unwrap();
     assert!(distinct.len() > 1, "the reader saw nothing but the end");
+}
+
+/// Cases of the windows' oracle, with every state that is written read back and gone on from.
+pub async fn windows_go_on_from_what_was_stored(subject: &dyn Subject) {
+    let (store, name, runtime) = (subject.store(), unique("windows"), Handle::current());
+    let cases = AtomicU64::new(0);
+    let check = |case: Case| {
+        // Of no other case: its watermarks begin at the beginning.
+        let view = format!("{name}-{}", cases.fetch_add(1, Ordering::Relaxed));
+        let mut stamp = 0;
+        streamed::check(&case, |side, entity, windows| {
+            stamp += 1;
+            let (key, mut bytes) = (format!("{side:?}{entity}"), Vec::new());
+            windows.encode(&mut bytes);
+            let read = runtime.block_on(async {
+                store.write(&checkpoint(&view, 0, &[(&key, state(stamp, bytes))], stamp)).await.unwrap();
+                states(&*store, &view, &[&key]).await.remove(0).unwrap()
+            });
+            assert_eq!(read.stamp, stamp);
+            *windows = WindowState::decode(&read.bytes).unwrap();
+        })
+    };
+    let config = Config { cases: 200, failure_persistence: None, max_shrink_iters: 500, ..Config::default() };
+    let checked = block_in_place(|| TestRunner::new(config).run(&case(), check));
+    checked.unwrap_or_else(|failed| panic!("{failed}"));
 }
