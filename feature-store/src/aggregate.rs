@@ -3,7 +3,7 @@
 use schemas::EventTime;
 
 use crate::definitions::Aggregate;
-use crate::features::WindowFeature;
+use crate::view::WindowFeature;
 use crate::window::{Series, Window};
 
 /// The value of an aggregate; `NaN` where there is none.

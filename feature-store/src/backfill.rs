@@ -10,7 +10,8 @@ use hashbrown::{DefaultHashBuilder, HashMap};
 use schemas::{EventTime, Id, Label, ProfileUpdate, Transaction};
 
 use crate::definitions::Entity;
-use crate::features::{FeatureSet, Scratch, Status, View};
+use crate::features::FeatureSet;
+use crate::view::{Scratch, Status, View};
 use crate::window::WindowState;
 
 /// Computes the features of a stream that is read in log order, by the very code the scorer runs
@@ -254,7 +255,7 @@ impl Shard {
     ) -> Shared {
         let ViewPlan { view, slots, .. } = plan;
         let states = &mut self.states[plan.index];
-        let mut values = vec![f64::NAN; width];
+        let (mut values, mut statuses) = (vec![f64::NAN; width], vec![Status::NotFound; width]);
         let mut read = Shared {
             values: Vec::with_capacity(rows.len() * slots.len()),
             statuses: Vec::with_capacity(rows.len() * plan.statuses.len()),
@@ -265,8 +266,8 @@ impl Shard {
             let time = transaction.event_time;
             if view.is_profile() {
                 let state = states.get(id);
-                view.evaluate(state, time, &mut values);
-                read.statuses.extend(slots.iter().map(|&slot| view.status(state, time, slot, values[slot])));
+                view.look_up(state, time, &mut values, &mut statuses);
+                read.statuses.extend(slots.iter().map(|&slot| statuses[slot]));
             } else {
                 let state = states.entry_ref(id).or_default();
                 view.evict(state, newest - view.keep());

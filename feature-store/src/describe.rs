@@ -3,7 +3,8 @@
 use std::fmt;
 
 use crate::definitions::{Entity, Span};
-use crate::features::{FeatureSet, Step, View};
+use crate::features::FeatureSet;
+use crate::view::{Step, View};
 use crate::window::{entity_bytes_max, event_bytes, profile_bytes_max};
 
 /// The vector, the views, and what a scoring costs: what `fraudline features show` prints.

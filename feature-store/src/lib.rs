@@ -11,18 +11,20 @@ mod features;
 pub mod metrics;
 mod reference;
 pub mod store;
+mod view;
 mod view_reader;
 mod window;
 
 pub use backfill::{Backfill, Rows};
 pub use definitions::Entity;
 pub use entities::EntityTable;
-pub use features::{DefinitionError, FeatureSet, Scratch, Status, UnknownFeature, View, ViewFeature};
+pub use features::{DefinitionError, FeatureSet, UnknownFeature, ViewFeature};
 pub use reference::{reference, schema};
 pub use store::{
     Checkpoint, CqlConsistency, CqlOptions, CqlReplication, CqlStore, EmbeddedStore, Migration, OnlineStore,
     PartitionCheckpoint, Read, RedisMode, RedisOptions, RedisStore, RemoteOptions, RemoteStore, Retry, StateWrite,
     StoreError, StoredState, Watermark,
 };
+pub use view::{Scratch, Status, View};
 pub use view_reader::{ViewCounts, ViewRead, ViewReader, ViewState, Wanted};
 pub use window::WindowState;

@@ -11,14 +11,17 @@ use parking_lot::Mutex;
 use schemas::{EventTime, Id, partition_for_key};
 use tokio::sync::Semaphore;
 
-use crate::features::{FeatureSet, View};
+use crate::features::FeatureSet;
 use crate::store::{OnlineStore, StoreError};
+use crate::view::View;
 use crate::window::WindowState;
 
 /// Keys that wait to be refreshed ahead, at most; beyond it they are read when they are asked for.
 const AHEAD_MAX: usize = 4096;
 /// Keys refreshed in one read of the store at most.
 const AHEAD_BATCH: usize = 256;
+/// How many times older than it is meant to be a view's progress may be, if looking takes that long.
+const AGES_MAX: u32 = 10;
 /// A state is refreshed once this part of the staleness is all that is left of it.
 const AHEAD_PART: u32 = 8;
 
@@ -50,8 +53,11 @@ struct Core {
     /// For each partition of the view's stream, the event time (in milliseconds) that its stored states are known to be
     /// complete to.
     watermarks: Vec<AtomicI64>,
-    /// When all of them were last read at once, for [`ViewReader::latest`].
-    looked_at: tokio::sync::Mutex<Option<Instant>>,
+    /// When all of them were last read at once, for [`ViewReader::latest`]: in milliseconds since `began`, and one.
+    looked_at: AtomicU64,
+    began: Instant,
+    /// Held by the one that is reading them.
+    looking: Arc<tokio::sync::Mutex<()>>,
     lookups: AtomicU64,
     hits: AtomicU64,
     refreshed: AtomicU64,
@@ -104,7 +110,9 @@ impl ViewReader {
             cache,
             loading: Mutex::new(HashMap::new()),
             watermarks: (0..partitions).map(|_| AtomicI64::new(i64::MIN)).collect(),
-            looked_at: tokio::sync::Mutex::new(None),
+            looked_at: AtomicU64::new(0),
+            began: Instant::now(),
+            looking: Arc::default(),
             lookups: AtomicU64::new(0),
             hits: AtomicU64::new(0),
             refreshed: AtomicU64::new(0),
@@ -210,21 +218,32 @@ impl ViewReader {
         Ok(ViewRead::Ready(states))
     }
 
-    /// The states of `keys` as they are stored, complete to where the view was at most `age` ago: from the cache, else from the store
-    /// in one round trip.
+    /// The states of `keys` as they are stored, complete to where the view was a moment ago: from the cache, else from the store in one
+    /// round trip. How far the view has come is looked up beside this once that is known for longer than `age`, and
+    /// before it, if that is so for longer than [`AGES_MAX`] times that.
     ///
     /// # Errors
     /// As the store fails.
     pub async fn latest(&self, keys: &[Id], age: Duration) -> Result<Vec<Arc<ViewState>>, StoreError> {
         let core = &*self.core;
-        let is_due = |at: &Option<Instant>| at.is_none_or(|at| at.elapsed() >= age);
-        let mut looked_at = core.looked_at.lock().await;
-        // Who waited for another's look needs none of its own.
-        if is_due(&looked_at) {
-            core.look_at_watermarks().await?;
-            *looked_at = Some(Instant::now());
+        let known = core.progress_age();
+        if known.is_none_or(|known| known >= age * AGES_MAX) {
+            let looking = core.looking.lock().await;
+            // Who waited for another's look needs none of its own.
+            if core.progress_age().is_none_or(|known| known >= age) {
+                core.look_at_watermarks().await?;
+            }
+            drop(looking);
+        } else if known.is_some_and(|known| known >= age)
+            && let Ok(looking) = Arc::clone(&core.looking).try_lock_owned()
+        {
+            let core = Arc::clone(&self.core);
+            tokio::spawn(async move {
+                // If it fails, the lookup fails that waits for one.
+                let _ = core.look_at_watermarks().await;
+                drop(looking);
+            });
         }
-        drop(looked_at);
         let wanted = |key| Wanted { key, complete_to: core.reached(core.partition_of(key)) };
         let wanted: Vec<Wanted<'_>> = keys.iter().map(wanted).collect();
         loop {
@@ -361,7 +380,14 @@ impl Core {
                 known.fetch_max(watermark.event_time.as_millis(), Relaxed);
             }
         }
+        self.looked_at.store(self.began.elapsed().as_millis() as u64 + 1, Relaxed);
         Ok(())
+    }
+
+    /// How long ago all watermarks were looked at; `None`: never.
+    fn progress_age(&self) -> Option<Duration> {
+        let looked_at = self.looked_at.load(Relaxed).checked_sub(1)?;
+        Some(self.began.elapsed().saturating_sub(Duration::from_millis(looked_at)))
     }
 
     /// Reads `keys` anew, as complete as they are. What fails is read when it is asked for.

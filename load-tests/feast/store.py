@@ -1,10 +1,10 @@
 """A Feast feature store on Redis, as users of Feast have it: applied, materialized from Parquet, then served or read.
 
-    store.py materialize FOLDER REDIS_HOST:PORT [CARDS [FEATURES]]   # apply, and materialize into Redis
-    store.py client URL                                             # Feast's client reads from a server at URL
+    store.py materialize FOLDER REDIS_HOST:PORT PROJECT [CARDS [FEATURES]]   # apply, and materialize into Redis
+    store.py client URL                                                      # Feast's client reads from a server at URL
 
-`materialize` makes the views card_profile (a few values of each type) and wide (FEATURES numbers) of CARDS cards, in the project
-`fraud`, and writes what Feast reads of card_profile to card_profile.json. `feast -c FOLDER serve` then answers from it. The client
+`materialize` makes the views card_profile (a few values of each type) and wide (FEATURES numbers) of CARDS cards, and writes what Feast reads of
+card_profile to card_profile.json. `feast -c FOLDER serve` then answers from it. The client
 is tried on `fraudline up`.
 """
 
@@ -24,12 +24,12 @@ SINCE = datetime(2018, 3, 1, tzinfo=timezone.utc)
 UNTIL = SINCE + timedelta(days=1)
 
 
-def write_config(folder, online_store):
+def write_config(folder, project, online_store):
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "feature_store.yaml"), "w") as file:
         json.dump(
             {
-                "project": "fraud",
+                "project": project,
                 "provider": "local",
                 "registry": os.path.join(folder, "registry.db"),
                 "online_store": online_store,
@@ -61,8 +61,8 @@ def definitions(folder, features):
     return [card, profile, wide, service]
 
 
-def materialize(folder, redis, cards=1000, features=250):
-    store = write_config(folder, {"type": "redis", "connection_string": redis})
+def materialize(folder, redis, project, cards=1000, features=250):
+    store = write_config(folder, project, {"type": "redis", "connection_string": redis})
     random = numpy.random.default_rng(0)
     keys = {"card_id": [str(card) for card in range(cards)], "event_timestamp": [SINCE] * cards}
     numbers = random.integers(1, 20, cards)
@@ -91,7 +91,7 @@ def materialize(folder, redis, cards=1000, features=250):
 def client(url):
     """What Feast's client gets from a server with the Handbook's definitions, as JSON: values by name, and how an unknown view is refused."""
     with tempfile.TemporaryDirectory() as folder:
-        store = write_config(folder, {"type": "remote", "path": url})
+        store = write_config(folder, "fraud", {"type": "remote", "path": url})
         card = Entity(name="card", join_keys=["card_id"], value_type=ValueType.STRING)
         terminal = Entity(name="terminal", join_keys=["terminal_id"], value_type=ValueType.STRING)
 
@@ -124,6 +124,6 @@ def client(url):
 if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
     if command == "materialize":
-        materialize(*arguments[:2], *(int(argument) for argument in arguments[2:]))
+        materialize(*arguments[:3], *(int(argument) for argument in arguments[3:]))
     else:
         client(*arguments)

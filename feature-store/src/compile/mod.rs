@@ -12,7 +12,8 @@ use serde_saphyr::{Location, Spanned};
 
 use crate::definitions::{Computed, Definitions, Entity, Span};
 use crate::expression::{self, Binary, Expression, Field, Formula, IdField, Source, Unary};
-use crate::features::{DefinitionError, FeatureSet, Step, View, ViewFeature};
+use crate::features::{DefinitionError, FeatureSet, ViewFeature};
+use crate::view::{Step, View};
 use plan::{Order, Plan, inputs, slots};
 
 const VERSION: u32 = 1;
@@ -268,7 +269,14 @@ impl Compiler<'_> {
         });
         let layout = FeatureLayout::new(specs.collect());
         let services = self.services(definitions, &views)?;
+        let of_view = |(index, view): (usize, &View)| {
+            let feature = move |slot| (slot, ViewFeature { view: index, slot });
+            view.slots().map(feature).collect::<Vec<_>>()
+        };
+        let of_views = views.iter().enumerate().flat_map(of_view);
+        let of_views = of_views.map(|(slot, feature)| (self.features[slot].name.clone(), feature)).collect();
         Ok(FeatureSet {
+            of_views,
             names: self.features.into_iter().map(|feature| feature.name).collect(),
             views,
             join,

@@ -2,7 +2,8 @@
 
 use super::{Compiler, Origin};
 use crate::expression::{Formula, Source};
-use crate::features::{DefinitionError, SeriesPlan, Step, Value};
+use crate::features::DefinitionError;
+use crate::view::{SeriesPlan, Step, Value};
 
 #[derive(Clone, Copy, PartialEq)]
 enum Mark {

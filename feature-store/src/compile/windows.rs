@@ -7,7 +7,8 @@ use schemas::Id;
 use super::{Compiler, Origin};
 use crate::definitions::{Aggregate, Entity, Exact, Span, Takes, ViewDefinition, Windows};
 use crate::expression::{Field, Formula, IdField, Source};
-use crate::features::{DefinitionError, ProfileColumn, ProfilePlan, RangePlan, SeriesPlan, Value, View, WindowFeature};
+use crate::features::DefinitionError;
+use crate::view::{ProfileColumn, ProfilePlan, RangePlan, SeriesPlan, Value, View, WindowFeature};
 use crate::window::{Needs, SeriesSpec, WindowState};
 
 /// How many events a view keeps one by one, if the definition doesn't say.

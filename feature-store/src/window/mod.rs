@@ -11,8 +11,7 @@ use std::time::Duration;
 use schemas::{EventTime, Id};
 
 use labels::{LabelEntry, Labels};
-use profile::Profile;
-pub(crate) use profile::{Held, profile_bytes_max};
+pub(crate) use profile::{Held, Profile, profile_bytes_max};
 pub(crate) use series::{Needs, Sample, Series, SeriesSpec, Window};
 
 /// Transactions and labels of one entity within the reach of its windows, one [`Series`] for each
@@ -62,8 +61,9 @@ impl WindowState {
         self.profile.insert(step, column, held);
     }
 
-    pub(crate) fn profile(&self, step: i64, column: usize, at: EventTime) -> Option<Held> {
-        self.profile.read(step, column, at)
+    #[inline]
+    pub(crate) fn profile(&self, column: usize, before: EventTime) -> Option<Held> {
+        self.profile.read(column, before)
     }
 
     /// Forgets the values of the profile that nobody asks for who reads at `through` or later.

@@ -6,7 +6,7 @@ use schemas::EventTime;
 
 /// Values of a profile, by column; each since when it holds.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Profile {
+pub(crate) struct Profile {
     pub(super) columns: Vec<Vec<Held>>,
 }
 
@@ -37,17 +37,27 @@ impl Profile {
         }
     }
 
-    /// The value that holds before the step which `at` falls into.
-    pub(super) fn read(&self, step: i64, column: usize, at: EventTime) -> Option<Held> {
+    /// What is read at `at` holds since before this: the begin of the step that `at` falls into.
+    pub(crate) fn readable_before(step: i64, at: EventTime) -> EventTime {
+        begin_of(step, at)
+    }
+
+    /// The value that holds since before that.
+    #[inline]
+    pub(super) fn read(&self, column: usize, before: EventTime) -> Option<Held> {
         let values = self.columns.get(column)?;
-        let position = values.partition_point(|known| known.since < begin_of(step, at));
+        let position = values.partition_point(|known| known.since < before);
         values[..position].last().copied()
     }
 
     /// Forgets what nobody asks for who reads at `through` or later.
     pub(super) fn evict(&mut self, step: i64, through: EventTime) {
+        if self.columns.is_empty() {
+            return;
+        }
+        let before = Profile::readable_before(step, through);
         for values in &mut self.columns {
-            let position = values.partition_point(|known| known.since < begin_of(step, through));
+            let position = values.partition_point(|known| known.since < before);
             values.drain(..position.saturating_sub(1));
         }
     }

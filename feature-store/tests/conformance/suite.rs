@@ -356,6 +356,5 @@ pub async fn windows_go_on_from_what_was_stored(subject: &dyn Subject) {
         })
     };
     let config = Config { cases: 200, failure_persistence: None, max_shrink_iters: 500, ..Config::default() };
-    let checked = block_in_place(|| TestRunner::new(config).run(&case(), check));
-    checked.unwrap_or_else(|failed| panic!("{failed}"));
+    block_in_place(|| TestRunner::new(config).run(&case(), check).unwrap_or_else(|failed| panic!("{failed}")));
 }

@@ -26,10 +26,7 @@ pub fn views(features: &FeatureSet) -> (&View, &View) {
 
 /// Every row as the oracle has it. `round_trip` gets the states of the entities of some of the events, to write them
 /// somewhere and to read them back.
-pub fn check(
-    case: &Case,
-    mut round_trip: impl FnMut(Side, usize, &mut WindowState),
-) -> Result<(), TestCaseError> {
+pub fn check(case: &Case, mut round_trip: impl FnMut(Side, usize, &mut WindowState)) -> Result<(), TestCaseError> {
     let features = case.features();
     let (cards_view, terminals_view) = views(&features);
     let mut cards = vec![WindowState::default(); ENTITIES];

@@ -71,6 +71,13 @@ impl LookupError {
     }
 }
 
+/// Of an answer that can't be written.
+impl From<serde_json::Error> for LookupError {
+    fn from(error: serde_json::Error) -> LookupError {
+        LookupError::Failed(error.to_string())
+    }
+}
+
 impl From<StoreError> for LookupError {
     fn from(error: StoreError) -> LookupError {
         match error {

@@ -1,5 +1,7 @@
 //! `POST /get-online-features`, as Feast's feature server answers it.
 
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -12,6 +14,7 @@ use schemars::JsonSchema;
 use schemas::{EventTime, Id};
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 
 use crate::Context;
 use crate::error::LookupError;
@@ -20,8 +23,10 @@ use crate::request::{LookupRequest, ids_of};
 
 /// Rows of one request at most; a lookup holds them all in memory.
 const ROWS_MAX: usize = 10_000;
-/// How old it may be what is known of a view's progress; a lookup reads nothing else twice.
+/// How old what is known of a view's progress is meant to be, see [`ViewReader::latest`]; a lookup reads nothing else twice.
 const PROGRESS_AGE: Duration = Duration::from_millis(100);
+/// About what a value takes in an answer, with its status and time.
+const VALUE_BYTES: usize = 64;
 /// Feast's time of a column that has none, and of an entity that is not known.
 const NO_TIME: &str = "1970-01-01T00:00:00Z";
 
@@ -34,7 +39,7 @@ pub(crate) struct LookupResponse<'a> {
 
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Metadata<'a> {
-    pub(crate) feature_names: Vec<String>,
+    pub(crate) feature_names: Vec<Cow<'a, str>>,
     pub(crate) feature_view_metadata: Vec<ViewMetadata<'a>>,
 }
 
@@ -56,16 +61,18 @@ pub(crate) struct ViewMetadata<'a> {
 #[derive(Debug, Serialize, JsonSchema)]
 pub(crate) struct Column<'a> {
     pub(crate) values: Values<'a>,
-    pub(crate) statuses: Vec<Status>,
+    #[schemars(with = "Vec<Status>")]
+    pub(crate) statuses: &'a RawValue,
     /// RFC 3339: the event time that the value is as of.
-    pub(crate) event_timestamps: Vec<&'a str>,
+    #[schemars(with = "Vec<String>")]
+    pub(crate) event_timestamps: &'a RawValue,
 }
 
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub(crate) enum Values<'a> {
     Ids(&'a [Value]),
-    Numbers(Vec<Option<f64>>),
+    Numbers(&'a [Option<f64>]),
 }
 
 /// Feast's `FieldStatus`.
@@ -110,7 +117,25 @@ struct ViewRows<'a> {
     states: Vec<Arc<ViewState>>,
     /// Of each row, what the values are as of.
     at: Vec<EventTime>,
-    times: Vec<String>,
+    /// Of each feature, its values, and which of the texts goes with them.
+    columns: Vec<(Vec<Option<f64>>, usize)>,
+    texts: Vec<Texts>,
+}
+
+/// Statuses and times of a column as JSON: most columns of a view have the same, and they are most of an answer.
+struct Texts {
+    of: Vec<Status>,
+    statuses: Box<RawValue>,
+    times: Box<RawValue>,
+}
+
+impl Texts {
+    fn new(of: Vec<Status>, times: &[impl AsRef<str>]) -> Result<Texts, LookupError> {
+        let known = |(status, time): (&Status, _)| if *status == Status::NotFound { NO_TIME } else { time };
+        let times: Vec<&str> = of.iter().zip(times.iter().map(AsRef::as_ref)).map(known).collect();
+        let (statuses, times) = (to_raw_value(&of)?, to_raw_value(&times)?);
+        Ok(Texts { of, statuses, times })
+    }
 }
 
 async fn answer(context: &Context, body: &[u8]) -> Result<Vec<u8>, LookupError> {
@@ -136,16 +161,21 @@ async fn answer(context: &Context, body: &[u8]) -> Result<Vec<u8>, LookupError> 
                 features: vec![feature],
                 states: Vec::new(),
                 at: Vec::new(),
-                times: Vec::new(),
+                columns: Vec::new(),
+                texts: Vec::new(),
             }),
         }
     }
     for rows in &mut views {
         let ids = ids_of(&request, rows.view)?;
         rows.read(context, &ids, request.at).await?;
+        rows.evaluate(context.features.width())?;
     }
-    let response = respond(context, &request, &views)?;
-    serde_json::to_vec(&response).map_err(|error| LookupError::Failed(error.to_string()))
+    let keys = Texts::new(vec![Status::Present; rows], &vec![NO_TIME; rows])?;
+    let response = respond(context, &request, &keys, &views)?;
+    let mut json = Vec::with_capacity(VALUE_BYTES * (rows + 1) * (response.results.len() + 1));
+    serde_json::to_writer(&mut json, &response)?;
+    Ok(json)
 }
 
 fn wanted(context: &Context, request: &LookupRequest) -> Result<Vec<ViewFeature>, LookupError> {
@@ -202,7 +232,6 @@ impl ViewRows<'_> {
             }
             self.at.push(at.unwrap_or(complete_to));
         }
-        self.times = self.at.iter().map(ToString::to_string).collect();
         Ok(())
     }
 
@@ -219,66 +248,66 @@ impl ViewRows<'_> {
         }
     }
 
-    /// The columns of the view's features.
-    fn columns(&self, width: usize) -> Vec<Column<'_>> {
+    fn evaluate(&mut self, width: usize) -> Result<(), LookupError> {
         let rows = self.states.len();
-        let column = |_| Column {
-            values: Values::Numbers(Vec::with_capacity(rows)),
-            statuses: Vec::with_capacity(rows),
-            event_timestamps: Vec::with_capacity(rows),
-        };
-        let mut columns: Vec<Column<'_>> = self.features.iter().map(column).collect();
-        let mut values = vec![f64::NAN; width];
-        for ((state, &at), time) in self.states.iter().zip(&self.at).zip(&self.times) {
-            let state = state.state.as_ref();
-            self.view.evaluate(state, at, &mut values);
-            for (column, feature) in columns.iter_mut().zip(&self.features) {
-                let value = values[feature.slot];
-                let status: Status = self.view.status(state, at, feature.slot, value).into();
-                if let Values::Numbers(numbers) = &mut column.values {
-                    // What the model would be given instead of a missing value is not what is known.
-                    numbers.push((status == Status::Present).then_some(value));
-                }
-                column.statuses.push(status);
-                column.event_timestamps.push(if status == Status::NotFound { NO_TIME } else { time });
+        let mut columns = vec![(Vec::with_capacity(rows), Vec::with_capacity(rows)); self.features.len()];
+        let (mut values, mut statuses) = (vec![f64::NAN; width], vec![feature_store::Status::NotFound; width]);
+        for (state, &at) in self.states.iter().zip(&self.at) {
+            self.view.look_up(state.state.as_ref(), at, &mut values, &mut statuses);
+            for ((numbers, of), feature) in columns.iter_mut().zip(&self.features) {
+                let status = Status::from(statuses[feature.slot]);
+                // What the model would be given instead of a missing value is not what is known.
+                numbers.push((status == Status::Present).then_some(values[feature.slot]));
+                of.push(status);
             }
         }
-        columns
+        let times: Vec<String> = self.at.iter().map(ToString::to_string).collect();
+        for (numbers, of) in columns {
+            let texts = match self.texts.iter().position(|texts| texts.of == of) {
+                Some(texts) => texts,
+                None => {
+                    self.texts.push(Texts::new(of, &times)?);
+                    self.texts.len() - 1
+                }
+            };
+            self.columns.push((numbers, texts));
+        }
+        Ok(())
     }
 }
 
 fn respond<'a>(
     context: &'a Context,
     request: &'a LookupRequest,
+    keys: &'a Texts,
     views: &'a [ViewRows<'a>],
 ) -> Result<LookupResponse<'a>, LookupError> {
-    let mut feature_names = Vec::new();
+    let mut feature_names: Vec<Cow<'a, str>> = Vec::new();
     let mut results = Vec::new();
     for (key, ids) in &request.entities {
         // Keys that no view is looked up by are passed over.
         if !views.iter().any(|rows| rows.view.entity().to_string() == *key) {
             continue;
         }
-        feature_names.push(key.clone());
-        results.push(Column {
-            values: Values::Ids(ids),
-            statuses: vec![Status::Present; ids.len()],
-            event_timestamps: vec![NO_TIME; ids.len()],
-        });
+        feature_names.push(key.into());
+        results.push(Column { values: Values::Ids(ids), statuses: &keys.statuses, event_timestamps: &keys.times });
     }
     for rows in views {
         for feature in &rows.features {
             let name = &context.features.names()[feature.slot];
-            let name = match request.full_feature_names {
-                true => format!("{}__{name}", rows.view.name()),
-                false => name.clone(),
-            };
-            if feature_names.contains(&name) {
-                return Err(LookupError::collision(&name));
-            }
-            feature_names.push(name);
+            feature_names.push(match request.full_feature_names {
+                true => format!("{}__{name}", rows.view.name()).into(),
+                false => name.into(),
+            });
         }
-        results.extend(rows.columns(context.features.width()));
+        results.extend(rows.columns.iter().map(|(numbers, texts)| {
+            let Texts { statuses, times, .. } = &rows.texts[*texts];
+            Column { values: Values::Numbers(numbers), statuses, event_timestamps: times }
+        }));
+    }
+    let mut seen = HashSet::with_capacity(feature_names.len());
+    if let Some(name) = feature_names.iter().map(Cow::as_ref).find(|&name| !seen.insert(name)) {
+        return Err(LookupError::collision(name));
     }
     let feature_view_metadata = views.iter().map(ViewRows::metadata).collect();
     Ok(LookupResponse { metadata: Metadata { feature_names, feature_view_metadata }, results })
