@@ -21,7 +21,7 @@ const AHEAD_MAX: usize = 4096;
 /// Keys refreshed in one read of the store at most.
 const AHEAD_BATCH: usize = 256;
 /// How many times older than it is meant to be a view's progress may be, if looking takes that long.
-const AGES_MAX: u32 = 10;
+const AGES_MAX: u32 = 2;
 /// A state is refreshed once this part of the staleness is all that is left of it.
 const AHEAD_PART: u32 = 8;
 

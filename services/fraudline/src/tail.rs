@@ -39,6 +39,7 @@ pub(crate) struct TailArgs {
 enum TailTopic {
     Transactions,
     Labels,
+    Profiles,
     Scores,
     Alerts,
     DeadLetters,
@@ -59,6 +60,7 @@ pub(crate) fn run(args: &TailArgs) -> anyhow::Result<()> {
     let topic = match args.topic {
         TailTopic::Transactions => topics::TRANSACTIONS,
         TailTopic::Labels => topics::LABELS,
+        TailTopic::Profiles => topics::PROFILES,
         TailTopic::Scores => topics::SCORES,
         TailTopic::Alerts => topics::ALERTS,
         TailTopic::DeadLetters => topics::DEAD_LETTERS,

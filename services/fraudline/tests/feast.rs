@@ -10,9 +10,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use command::{Up, fraudline};
+use command::{Up, fraudline, tail};
 use schemas::{EventTime, ProfileUpdate, topics};
-use scorer::log::{EmbeddedLog, EmbeddedOptions, Log, TopicPartition, TopicSpec};
+use scorer::log::{EmbeddedLog, EmbeddedOptions, Log, TopicSpec};
 use serde_json::{Value, json};
 
 const DEFINITIONS: &str = "../../feature-store/definitions/three_views.yaml";
@@ -86,19 +86,8 @@ fn what_feast_materialized_is_loaded_as_feast_reads_it() {
 }
 
 fn updates(data: &Path) -> Vec<ProfileUpdate> {
-    let log = EmbeddedLog::open(data, EmbeddedOptions::default()).unwrap();
-    let mut updates = Vec::new();
-    for (partition, kept) in log.topic(topics::PROFILES).unwrap().offsets.into_iter().enumerate() {
-        let of = TopicPartition { topic: topics::PROFILES.to_owned(), partition: partition as u32 };
-        let mut next = kept.start;
-        while next < kept.end {
-            for record in log.read(&of, next, 1000).unwrap() {
-                next = record.offset + 1;
-                updates.push(ProfileUpdate::from_json(&record.value).unwrap());
-            }
-        }
-    }
-    updates
+    let update = |line: Value| ProfileUpdate::from_json(line["value"].to_string().as_bytes()).unwrap();
+    tail(data, topics::PROFILES).into_iter().map(update).collect()
 }
 
 #[test]
