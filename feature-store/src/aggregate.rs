@@ -1,18 +1,21 @@
 //! What windows come to: the formulas of the aggregates.
 
+use std::ops::Range;
+
 use schemas::EventTime;
 
 use crate::definitions::Aggregate;
 use crate::view::WindowFeature;
 use crate::window::{Series, Window};
 
-/// The value of an aggregate; `NaN` where there is none.
+/// The value of an aggregate; `NaN` where there is none. `run`: the positions of the last unbroken run of matches.
 pub(crate) fn aggregated(
     feature: &WindowFeature,
     series: &Series,
     window: &Window,
     at: EventTime,
     current: Option<i64>,
+    run: impl FnOnce() -> Option<Range<usize>>,
 ) -> f64 {
     let since = |time: EventTime| (at.as_millis() - time.as_millis()) as f64 / 1000.0;
     let missing = f64::NAN;
@@ -31,10 +34,10 @@ pub(crate) fn aggregated(
         }
         Aggregate::FirstSeen => series.first(window).map_or(missing, since),
         Aggregate::Rank => current.and_then(|value| series.rank(window, value)).unwrap_or(missing),
-        Aggregate::RunLength => series.run(window).map_or(0.0, |run| run.len() as f64),
-        Aggregate::TimeSinceMatch => series.run(window).map_or(missing, |run| since(series.time_at(run.end - 1))),
-        Aggregate::TimeSinceRunStart => series.run(window).map_or(missing, |run| since(series.time_at(run.start))),
-        Aggregate::OthersSinceMatch => series.run(window).map_or(missing, |run| series.behind(window, run.end) as f64),
+        Aggregate::RunLength => run().map_or(0.0, |run| run.len() as f64),
+        Aggregate::TimeSinceMatch => run().map_or(missing, |run| since(series.time_at(run.end - 1))),
+        Aggregate::TimeSinceRunStart => run().map_or(missing, |run| since(series.time_at(run.start))),
+        Aggregate::OthersSinceMatch => run().map_or(missing, |run| series.behind(window, run.end) as f64),
         Aggregate::FraudCount | Aggregate::FraudRate => missing,
     }
 }

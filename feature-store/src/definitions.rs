@@ -166,13 +166,14 @@ pub(crate) struct Windows {
     /// are taken it is the amount unless given.
     #[schemars(with = "Option<String>", title = "expression", extend("examples" = ["AMOUNT / MEAN_7D", "terminal_id"]))]
     pub(crate) value: Option<Spanned<String>>,
-    /// Only events for which this holds, at their own time, count.
+    /// Only events for which this holds, at their own time, count. A label finds its transaction by the time: of those of one time and
+    /// entity that count, as many are fraud as are known to be.
     #[serde(rename = "where")]
     #[schemars(with = "Option<String>", title = "expression", extend("examples" = ["amount > 2.5 * MEAN_14D"]))]
     pub(crate) filter: Option<Spanned<String>>,
-    /// Which events make up a run, for the aggregates of runs.
+    /// Which events make up a run, for the aggregates of runs; `fraud`: those known to be fraud, by the same labels as in a `fraud_count`.
     #[serde(rename = "match")]
-    #[schemars(with = "Option<String>", title = "expression", extend("examples" = ["amount < 2"]))]
+    #[schemars(with = "Option<String>", title = "expression", extend("examples" = ["amount < 2", "fraud"]))]
     pub(crate) matches: Option<Spanned<String>>,
     /// Lengths of the windows: a feature for each.
     #[schemars(length(min = 1), extend("examples" = [["1d", "7d", "30d"]]))]
@@ -271,6 +272,14 @@ pub(crate) enum Takes {
     /// Numbers or ids, or nothing.
     AnythingOrNothing,
     Matches,
+}
+
+impl Windows {
+    /// Whether it is computed from what became known of the events.
+    pub(crate) fn is_of_labels(&self) -> bool {
+        let of_frauds = self.matches.as_ref().is_some_and(|matches| matches.value.trim() == "fraud");
+        self.aggregate.needs_labels() || of_frauds && self.aggregate.takes() == Takes::Matches
+    }
 }
 
 impl Aggregate {

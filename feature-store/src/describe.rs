@@ -28,7 +28,7 @@ impl View {
 
     fn has_labels(&self) -> bool {
         let ranges = self.series.iter().flat_map(|series| &series.ranges);
-        ranges.flat_map(|range| &range.features).any(|feature| feature.aggregate.needs_labels())
+        ranges.flat_map(|range| &range.features).any(|feature| feature.of_labels)
     }
 }
 

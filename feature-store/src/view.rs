@@ -102,6 +102,8 @@ pub(crate) struct WindowFeature {
     pub(crate) aggregate: Aggregate,
     /// Of the values, not just of the events: the series may have values that this feature doesn't ask for.
     pub(crate) of_values: bool,
+    /// Of what became known of the events.
+    pub(crate) of_labels: bool,
     /// Instead of a missing value.
     pub(crate) empty: f64,
 }
@@ -299,12 +301,20 @@ impl View {
             let from = end - range.over;
             let without_current = current.kept && !range.include_current && range.offset.is_zero();
             let window = series.window(spec.tile, from, end, without_current);
-            let frauds = LazyCell::new(|| self.frauds(spec, state, from, end, at) as f64);
+            let known_by = at - self.staleness;
+            let frauds = LazyCell::new(|| match (state, &plan.filter) {
+                (None, _) => 0.0,
+                (Some(state), None) => self.frauds(spec, state, from, end, known_by) as f64,
+                (Some(state), Some(_)) => state.frauds_among(series, &window, (from, end), known_by) as f64,
+            });
+            let fraud_run =
+                LazyCell::new(|| state.and_then(|state| state.fraud_run(series, &window, (from, end), known_by)));
             for feature in &range.features {
                 let value = match feature.aggregate {
                     Aggregate::FraudCount => *frauds,
                     Aggregate::FraudRate => *frauds / series.count(&window) as f64,
-                    _ => aggregated(feature, series, &window, at, current.value),
+                    _ if feature.of_labels => aggregated(feature, series, &window, at, None, || fraud_run.clone()),
+                    _ => aggregated(feature, series, &window, at, current.value, || series.run(&window)),
                 };
                 values[feature.slot] = if value.is_finite() { value } else { feature.empty };
             }
@@ -314,14 +324,14 @@ impl View {
     fn frauds(
         &self,
         spec: &SeriesSpec,
-        state: Option<&WindowState>,
+        state: &WindowState,
         from: EventTime,
         end: EventTime,
-        at: EventTime,
+        known_by: EventTime,
     ) -> u64 {
         // With the transactions in tiles, frauds are counted over the same ones.
         let bound = |time| if spec.exact == 0 { spec.begin_of_tile(time) - Duration::from_millis(1) } else { time };
-        state.map_or(0, |state| state.frauds(bound(from), bound(end), at - self.staleness))
+        state.frauds(bound(from), bound(end), known_by)
     }
 }
 

@@ -203,9 +203,15 @@ fn an_aggregate_of_what_it_cannot_be_of_is_refused() {
         ),
         (&card("{ name: §N, aggregate: last, include_current: true, over: [1d] }"), &["leave `include_current` out"]),
         (
-            &terminal("{ name: N, aggregate: fraud_rate, where: §amount > 1, over: [1d], offset: 7d }"),
-            &["a fraud_rate has no `where`; leave it out"],
+            &terminal("{ name: N, aggregate: fraud_rate, where: §amount > 1, over: [1d], offset: 7d }")
+                .replace("    windows:", "    exact: 0\n    windows:"),
+            &["a label knows nothing of its transaction but the time", "leave `where` out, or `exact`"],
         ),
+        (
+            &card("{ name: §N, aggregate: run_length, match: fraud, over: [1d] }"),
+            &["labels are joined by terminal; declare this under the view of terminal_id"],
+        ),
+        (&terminal("{ name: N, aggregate: count, match: §fraud, over: [1d], offset: 7d }"), &["a count knows no runs"]),
         (
             &terminal("{ name: §N, aggregate: rank, over: [1d], offset: 7d }"),
             &["a rank compares with the current event", "under the view of card_id"],

@@ -156,7 +156,10 @@ impl Compiler<'_> {
         let offset = windows.offset;
         let include_current = self.check(layout, windows)?;
         let filter = windows.filter.as_ref().map(|filter| self.formula(filter)).transpose()?;
-        let matches = windows.matches.as_ref().map(|matches| self.formula(matches)).transpose()?;
+        let of_labels = windows.is_of_labels();
+        // What matches by its label is not known when it goes into a series.
+        let matches =
+            windows.matches.as_ref().filter(|_| !of_labels).map(|matches| self.formula(matches)).transpose()?;
         let (text, value) = self.value(windows)?;
         let signed = match &value {
             Value::Number(formula) => self.signs(formula).1,
@@ -182,14 +185,16 @@ impl Compiler<'_> {
             if let Some(empty) = windows.empty {
                 definition += &format!(", empty {empty}");
             }
-            if aggregate.needs_labels() {
+            if of_labels {
                 definition += &format!(", labels known {}", Span(staleness));
             }
             if let Some((filter, _)) = &filter {
                 definition += &format!(", where {filter}");
             }
-            if let Some((matches, _)) = &matches {
-                definition += &format!(", match {matches}");
+            match &matches {
+                Some((matches, _)) => definition += &format!(", match {matches}"),
+                None if windows.matches.is_some() => definition += ", match fraud",
+                None => {}
             }
             if (layout.exact, layout.tile) != (default_exact(layout.definition.entity), TILE) {
                 definition += &format!(", exact {}, tile {}", layout.exact, layout.tile);
@@ -207,7 +212,8 @@ impl Compiler<'_> {
             feature.signed = values && signed || windows.empty.is_some_and(f64::is_sign_negative);
             feature.origin = Origin::Window { view: layout.index, series };
             let of_values = value != Value::None;
-            let feature = WindowFeature { slot, aggregate, of_values, empty: windows.empty.unwrap_or(f64::NAN) };
+            let empty = windows.empty.unwrap_or(f64::NAN);
+            let feature = WindowFeature { slot, aggregate, of_values, of_labels, empty };
             layout.series[series].add(offset.0, over.0, include_current, feature);
             layout.reach = layout.reach.max(Span(offset.0 + over.0));
         }
@@ -231,17 +237,18 @@ impl Compiler<'_> {
                 ),
             ));
         }
-        if owned && aggregate.needs_labels() {
+        let of_labels = windows.is_of_labels();
+        if owned && of_labels {
             return Err(self.error(at, "labels are joined by terminal; declare this under the view of terminal_id"));
         }
-        if aggregate.needs_labels()
+        if of_labels
+            && layout.exact == Exact(0)
             && let Some(filter) = &windows.filter
         {
             return Err(self.error(
                 filter,
-                format!(
-                    "a label knows nothing of its transaction but the time; a {aggregate} has no `where`; leave it out"
-                ),
+                "a label knows nothing of its transaction but the time, and finds it by that among those kept one by one, of which \
+                 `exact: 0` leaves none; leave `where` out, or `exact`",
             ));
         }
         if let Some(include) = windows.include_current {

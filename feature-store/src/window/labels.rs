@@ -40,19 +40,25 @@ impl Labels {
 
     /// Number of transactions in `(from, end]` that are fraud by the last label known at `known_by`.
     pub(super) fn frauds(&self, from: EventTime, end: EventTime, known_by: EventTime) -> u64 {
-        let start = self.entries.partition_point(|label| label.transaction_time <= from);
-        let mut labels = self.entries[start..].iter().take_while(|label| label.transaction_time <= end).peekable();
-        let mut frauds = 0;
-        while let Some(first) = labels.next() {
-            let mut fraud = first.known <= known_by && first.fraud;
-            while let Some(next) = labels.next_if(|next| next.transaction_id == first.transaction_id) {
-                if next.known <= known_by {
-                    fraud = next.fraud;
-                }
-            }
-            frauds += u64::from(fraud);
-        }
-        frauds
+        frauds(self.of_transactions(from, end), known_by)
+    }
+
+    /// The times at which transactions took place that are fraud, each with their number.
+    pub(super) fn frauds_by_time(
+        &self,
+        from: EventTime,
+        end: EventTime,
+        known_by: EventTime,
+    ) -> impl DoubleEndedIterator<Item = (EventTime, usize)> {
+        let of_one_time = self.of_transactions(from, end).chunk_by(|a, b| a.transaction_time == b.transaction_time);
+        let frauds = move |labels: &[LabelEntry]| (labels[0].transaction_time, frauds(labels, known_by) as usize);
+        of_one_time.map(frauds).filter(|(_, frauds)| *frauds > 0)
+    }
+
+    fn of_transactions(&self, from: EventTime, end: EventTime) -> &[LabelEntry] {
+        let position = |time| self.entries.partition_point(|label| label.transaction_time <= time);
+        let start = position(from);
+        &self.entries[start..position(end).max(start)]
     }
 
     pub(super) fn entries(&self) -> &[LabelEntry] {
@@ -72,6 +78,13 @@ impl Labels {
     pub(super) fn heap_bytes(&self) -> usize {
         self.entries.capacity() * size_of::<LabelEntry>() + self.id_bytes
     }
+}
+
+fn frauds(labels: &[LabelEntry], known_by: EventTime) -> u64 {
+    let of_one = labels.chunk_by(|a, b| a.transaction_id == b.transaction_id);
+    let last_known =
+        |labels: &[LabelEntry]| labels.iter().rfind(|label| label.known <= known_by).map(|label| label.fraud);
+    of_one.map(|labels| u64::from(last_known(labels) == Some(true))).sum()
 }
 
 /// What an id takes beyond its own size. By its length, which a copy has too.

@@ -6,6 +6,7 @@ mod profile;
 mod series;
 mod tiles;
 
+use std::ops::Range;
 use std::time::Duration;
 
 use schemas::{EventTime, Id};
@@ -54,6 +55,44 @@ impl WindowState {
     /// Number of transactions in `(from, end]` that are fraud by the last label known at `known_by`.
     pub(crate) fn frauds(&self, from: EventTime, end: EventTime, known_by: EventTime) -> u64 {
         self.labels.frauds(from, end, known_by)
+    }
+
+    /// As [`WindowState::frauds`], of the transactions that `window` has of a series. A label knows the time of its transaction, not
+    /// what else the series asks of it: of those of one time as many are fraud as are known to be.
+    pub(crate) fn frauds_among(
+        &self,
+        series: &Series,
+        window: &Window,
+        bounds: (EventTime, EventTime),
+        known_by: EventTime,
+    ) -> u64 {
+        let frauds = self.labels.frauds_by_time(bounds.0, bounds.1, known_by);
+        frauds.map(|(time, frauds)| series.events_at(window, time).len().min(frauds) as u64).sum()
+    }
+
+    /// The last unbroken run of frauds among these: the positions it takes. Of those of one time the last ones are fraud.
+    pub(crate) fn fraud_run(
+        &self,
+        series: &Series,
+        window: &Window,
+        bounds: (EventTime, EventTime),
+        known_by: EventTime,
+    ) -> Option<Range<usize>> {
+        let mut run: Option<Range<usize>> = None;
+        for (time, frauds) in self.labels.frauds_by_time(bounds.0, bounds.1, known_by).rev() {
+            let events = series.events_at(window, time);
+            let matching = events.end - events.len().min(frauds)..events.end;
+            match &mut run {
+                _ if matching.is_empty() => continue,
+                None => run = Some(matching.clone()),
+                Some(run) if run.start == matching.end => run.start = matching.start,
+                Some(_) => break,
+            }
+            if matching.start > events.start {
+                break;
+            }
+        }
+        run
     }
 
     /// Takes in a value of the profile; see [`Profile::insert`].

@@ -422,6 +422,12 @@ impl Series {
         (length > 0).then(|| end.saturating_sub(length as usize).max(window.events.start)..end)
     }
 
+    /// Positions of the window's events of one time, among those kept one by one.
+    pub(super) fn events_at(&self, window: &Window, time: EventTime) -> Range<usize> {
+        let before = self.events.partition_point(|event| event.time < time).max(window.events.start);
+        before..self.position_after(time).min(window.events.end).max(before)
+    }
+
     pub(crate) fn time_at(&self, position: usize) -> EventTime {
         self.events[position].time
     }

@@ -43,6 +43,8 @@ pub enum Filter {
     AboveBase,
     /// `other != "…0"`
     NotFirst,
+    /// Known to be fraud; in runs only.
+    Fraud,
 }
 
 #[derive(Clone, Debug)]
@@ -140,6 +142,7 @@ impl Window {
             Filter::Above(units) => format!(", {key}: amount > {}", units as f64 / 10_000.0),
             Filter::AboveBase => format!(", {key}: amount > BASE"),
             Filter::NotFirst => format!(", {key}: '{other} != \"{first}\"'"),
+            Filter::Fraud => format!(", {key}: fraud"),
         };
         let value = match self.value {
             Value::Nothing => String::new(),
@@ -257,6 +260,7 @@ impl Case {
             Filter::Above(units) => tx.units > units,
             Filter::AboveBase => tx.units as f64 / 10_000.0 > self.base(at),
             Filter::NotFirst => tx.other(side) != 0,
+            Filter::Fraud => unreachable!("what is fraud is not known at an event's own time"),
         }
     }
 
@@ -294,6 +298,9 @@ impl Case {
         let rounds = view.exact == Some(0);
         let bound = |time: i64| if rounds { view.floor(time) - 1 } else { time };
         let frauds = self.frauds(at, side, bound(from), bound(end)) as f64;
+        let filtered = window.filter != Filter::Always;
+        let flagged = || self.fraud_flags(at, side, &exact).into_iter().filter(|&fraud| fraud).count() as f64;
+        let frauds = if filtered { flagged() } else { frauds };
         let value = match aggregate {
             "fraud_count" => Some(frauds),
             "fraud_rate" => (!held.is_empty()).then_some(frauds / held.len() as f64),
@@ -318,10 +325,14 @@ impl Case {
         let values = || held.iter().map(|&(_, value, _)| value);
         let total: i64 = values().sum();
         // The last unbroken run of matches.
-        let matches = |&(_, _, index): &(i64, i64, usize)| self.passes(window.matches, index, side);
-        let run_end = exact.iter().rposition(matches).map(|position| position + 1);
+        let matches: Vec<bool> = match window.matches {
+            Filter::Fraud => self.fraud_flags(at, side, exact),
+            _ if !window.is_of_runs() => Vec::new(),
+            filter => exact.iter().map(|&(_, _, index)| self.passes(filter, index, side)).collect(),
+        };
+        let run_end = matches.iter().rposition(|&matches| matches).map(|position| position + 1);
         let run = run_end.map(|end| {
-            let start = exact[..end].iter().rposition(|event| !matches(event)).map_or(0, |position| position + 1);
+            let start = matches[..end].iter().rposition(|&matches| !matches).map_or(0, |position| position + 1);
             (start, end)
         });
         match window.aggregate {
@@ -362,6 +373,16 @@ impl Case {
             "others_since_match" => run.map(|(_, end)| (exact.len() - end) as f64),
             _ => None,
         }
+    }
+
+    /// Which of these events are fraud as far as labels tell, which know but the time: of those of one time the last ones, as many as
+    /// are known to be.
+    fn fraud_flags(&self, at: usize, side: Side, events: &[(i64, i64, usize)]) -> Vec<bool> {
+        let flag = |(position, &(time, ..)): (usize, &(i64, i64, usize))| {
+            let later = events[position + 1..].iter().filter(|&&(other, ..)| other == time).count();
+            later < self.frauds(at, side, time - 1, time)
+        };
+        events.iter().enumerate().map(flag).collect()
     }
 
     /// Number of transactions in `(from, end]` that are known to be fraud.
@@ -416,8 +437,11 @@ fn windows(
             };
             let mut window = Window { aggregate, value, filter, matches, over_ms, offset_ms, include_current, empty };
             window.include_current |= offset_ms > 0 || window.is_of_earlier_events();
-            if aggregate.starts_with("fraud") {
+            if aggregate.starts_with("fraud") && exact == Some(0) {
                 window.filter = Filter::Always;
+            }
+            if window.is_of_runs() && side == Side::Terminal && bare {
+                window.matches = Filter::Fraud;
             }
             window.empty =
                 empty.filter(|_| !matches!(aggregate, "count" | "sum" | "distinct" | "run_length" | "fraud_count"));
