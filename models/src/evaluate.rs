@@ -1,5 +1,7 @@
 //! How well scores rank and separate: figures that need no model.
 
+use std::collections::HashSet;
+
 use serde::{Deserialize, Serialize};
 
 /// Quality of scores against known labels.
@@ -82,6 +84,59 @@ fn figures(ties: impl Iterator<Item = Tie>, alerts: Tie) -> Option<Evaluation> {
         count: positives + negatives,
         positives,
     })
+}
+
+/// A scored transaction of a card, for [`card_precision`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ScoredCard {
+    /// Days since any one day.
+    pub day: i64,
+    pub card: u32,
+    pub score: f32,
+    pub fraud: bool,
+}
+
+/// Card precision@`top`, as the Fraud Detection Handbook has it: each day the `top` cards with the highest scores are looked into; the
+/// share of them that were defrauded that day, mean over the days. A card once found leaves the later days. Of equal
+/// scores the lower card number comes first.
+///
+/// `None` over no transactions.
+pub fn card_precision(rows: &[ScoredCard], top: usize) -> Option<f64> {
+    let mut rows = rows.to_vec();
+    rows.sort_unstable_by_key(|row| (row.day, row.card));
+    let (mut found, mut sum, mut days) = (HashSet::new(), 0.0, 0);
+    for day in rows.chunk_by(|a, b| a.day == b.day) {
+        let highest =
+            |a: ScoredCard, b: &ScoredCard| ScoredCard { score: a.score.max(b.score), fraud: a.fraud | b.fraud, ..a };
+        let of_card = |rows: &[ScoredCard]| rows[1..].iter().fold(rows[0], highest);
+        let mut cards: Vec<ScoredCard> = day.chunk_by(|a, b| a.card == b.card).map(of_card).collect();
+        cards.retain(|row| !found.contains(&row.card));
+        cards.sort_by(|a, b| b.score.total_cmp(&a.score));
+        let hits: Vec<u32> = cards.iter().take(top).filter(|row| row.fraud).map(|row| row.card).collect();
+        sum += hits.len() as f64 / top as f64;
+        days += 1;
+        found.extend(hits);
+    }
+    (days > 0).then(|| sum / f64::from(days))
+}
+
+/// Expected calibration error over bins of equally many rows by score: the mean distance between a bin's mean score and its share of
+/// frauds, weighted by its rows (Naeini, Cooper, Hauskrecht 2015, with bins of equal mass).
+///
+/// `None` over no rows, or unless there is a label for each.
+pub fn calibration_error(scores: &[f32], labels: &[bool], bins: usize) -> Option<f64> {
+    if scores.is_empty() || scores.len() != labels.len() || bins == 0 {
+        return None;
+    }
+    let mut rows: Vec<(f32, bool)> = scores.iter().copied().zip(labels.iter().copied()).collect();
+    rows.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    let error = |bin: usize| {
+        let bin = &rows[bin * rows.len() / bins..(bin + 1) * rows.len() / bins];
+        let expected: f64 = bin.iter().map(|(score, _)| f64::from(*score)).sum();
+        let frauds = bin.iter().filter(|(_, fraud)| *fraud).count() as f64;
+        (expected - frauds).abs()
+    };
+    Some((0..bins).map(error).sum::<f64>() / rows.len() as f64)
 }
 
 /// How many low bits of a score are dropped: 20 stay, 11 of them mantissa.
@@ -211,6 +266,40 @@ mod tests {
         assert_eq!((evaluation.precision, evaluation.recall), (0.0, 0.0));
         let all = evaluate(&[-0.0, 0.0], &[true, false], 0.0).unwrap();
         assert_eq!((all.auc, all.recall), (0.5, 1.0));
+    }
+
+    /// Rows by a rule that another language can follow; figures by the Handbook's own function (pandas) over them.
+    #[test]
+    fn card_precision_is_the_handbooks() {
+        let mut state: u64 = 7;
+        let mut next = |below: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % below
+        };
+        let rows: Vec<ScoredCard> = (0..2000)
+            .map(|_| {
+                let (day, card, score) = (next(7) as i64, next(120) as u32, next(1_000_003) as f32 / 1_000_003.0);
+                ScoredCard { day, card, score, fraud: next(100) < 2 + (score * 10.0) as u64 }
+            })
+            .collect();
+        for (top, expected) in
+            [(1, 0.142_857_142_857_142_85), (10, 0.171_428_571_428_571_42), (100, 0.105_714_285_714_285_72)]
+        {
+            assert!((card_precision(&rows, top).unwrap() - expected).abs() < 1e-12, "{top}");
+        }
+        assert_eq!(card_precision(&[], 100), None);
+    }
+
+    #[test]
+    fn calibrated_scores_have_no_error_and_others_have_theirs() {
+        let labels: Vec<bool> = (0..1000).map(|row| row % 10 == 0).collect();
+        assert!(calibration_error(&[0.1; 1000], &labels, 10).unwrap() < 1e-6);
+        assert!((calibration_error(&[0.3; 1000], &labels, 10).unwrap() - 0.2).abs() < 1e-6);
+        // Half of the rows too high, half too low: no bin makes up for another.
+        let scores: Vec<f32> = (0..1000).map(|row| if row < 500 { 0.0 } else { 0.2 }).collect();
+        assert!((calibration_error(&scores, &labels, 2).unwrap() - 0.1).abs() < 1e-6);
+        assert_eq!(calibration_error(&[], &[], 10), None);
+        assert_eq!(calibration_error(&[0.5], &[true, false], 10), None);
     }
 
     #[test]

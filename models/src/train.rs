@@ -48,13 +48,24 @@ pub struct TrainOptions {
     pub epochs: usize,
     pub batch_size: usize,
     pub learning_rate: f64,
-    /// Epochs without a better average precision after which training ends.
+    /// Epochs without a better average precision after which training ends, if it is the best one that is kept.
     pub patience: usize,
+    /// Which epoch's weights are kept.
+    pub kept: KeptEpoch,
     /// Same data, same options, same seed, same kind of processor: the same artifact.
     pub seed: u64,
     /// Share of the transactions that may be alerted; sets the threshold, as that quantile of the
     /// validation rows' scores.
     pub alert_budget: f64,
+}
+
+/// Which epoch's weights are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeptEpoch {
+    /// The one with the best average precision on the validation rows.
+    Best,
+    /// The last, whatever the validation rows say.
+    Last,
 }
 
 impl Default for TrainOptions {
@@ -67,6 +78,7 @@ impl Default for TrainOptions {
             batch_size: 512,
             learning_rate: 2e-3,
             patience: 8,
+            kept: KeptEpoch::Best,
             seed: 0,
             alert_budget: 0.005,
         }
@@ -137,7 +149,7 @@ impl TrainOptions {
 /// Trains a multilayer perceptron on the CPU, calibrates it, and sets its threshold.
 ///
 /// `validation` should be of a later period than `training`: it chooses the epoch whose weights are
-/// kept (the best average precision), the calibration and the threshold. `progress` is told of each epoch.
+/// kept (the best average precision, unless the options keep the last), the calibration and the threshold. `progress` is told of each epoch.
 pub fn train(
     layout: &FeatureLayout,
     training: &Dataset,
@@ -273,7 +285,7 @@ impl<B: AutodiffBackend> Fit<'_, B> {
                 best: is_best,
             });
             match &mut best {
-                Some((_, fitted)) if !is_best => {
+                Some((_, fitted)) if !is_best && self.options.kept == KeptEpoch::Best => {
                     fitted.epochs = epoch;
                     if epoch - fitted.best_epoch >= self.options.patience {
                         break;

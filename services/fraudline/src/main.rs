@@ -1,7 +1,9 @@
 //! `fraudline`: the one binary.
 
 mod config;
+mod dataset;
 mod dead_letters;
+mod evaluate;
 mod features;
 mod feeder;
 mod profiles;
@@ -60,6 +62,8 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Train a model on recorded or simulated transactions
     Train(train::TrainArgs),
+    /// Evaluate a model on recorded or simulated transactions
+    Evaluate(evaluate::EvaluateArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -90,5 +94,6 @@ fn main() -> anyhow::Result<()> {
         Command::Tail(args) => tail::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Evaluate(args) => evaluate::run(&args),
     }
 }

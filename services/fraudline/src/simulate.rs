@@ -67,7 +67,7 @@ fn to_file(args: &SimulateArgs, output: &Path) -> anyhow::Result<()> {
 fn to_kafka(args: &SimulateArgs) -> anyhow::Result<()> {
     let config = args.config.load()?;
     let log = connect::kafka(&config, config.kafka(format!("{}-simulate", config.instance()), Delivery::AtLeastOnce))?;
-    let feed = args.source.open(args.days)?;
+    let feed = args.source.open(args.days, None)?;
     let runtime = runtime()?;
     let interrupted = Arc::new(AtomicBool::new(false));
     watch_signals(&runtime, &interrupted);

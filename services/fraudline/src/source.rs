@@ -1,6 +1,7 @@
 //! Where a command's transactions come from: a recorded file, or the simulator.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
@@ -35,9 +36,10 @@ pub(crate) struct SourceIdentity {
 }
 
 impl SourceArgs {
-    /// Opens the source; `days` bounds the simulator.
-    pub(crate) fn open(&self, days: Option<u32>) -> anyhow::Result<Feed> {
-        let delay = ChargebackDelay { seed: self.seed, ..ChargebackDelay::default() };
+    /// Opens the source; `days` bounds the simulator. Frauds become known `delay` later, or after one to four days.
+    pub(crate) fn open(&self, days: Option<u32>, delay: Option<Duration>) -> anyhow::Result<Feed> {
+        let ChargebackDelay { min, max, .. } = ChargebackDelay::default();
+        let delay = ChargebackDelay { seed: self.seed, min: delay.unwrap_or(min), max: delay.unwrap_or(max) };
         match &self.input {
             Some(path) => Feed::parquet(path, delay),
             None => Ok(Feed::simulated(self.simulator(days), delay)),

@@ -1,15 +1,13 @@
 //! `fraudline train`: features by the scorer's own implementation, a network, an artifact.
 
-use std::num::NonZero;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
-use feature_store::{Backfill, FeatureSet};
-use models::{Dataset, TrainOptions};
-use schemas::{EventTime, Transaction};
+use feature_store::FeatureSet;
+use models::TrainOptions;
 
+use crate::dataset::{Vectors, days};
 use crate::progress::Progress;
 use crate::source::SourceArgs;
 
@@ -52,44 +50,14 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         Some(path) => FeatureSet::load(path)?,
         None => FeatureSet::bundled(),
     };
-    let width = features.layout().width();
-    let mut feed = args.source.open(Some(args.days))?;
-    let progress = Progress::new(feed.len().unwrap_or(0), "transactions");
-    let threads = std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
-    let mut backfill = Backfill::on_threads(&features, threads);
-    let mut all = Dataset { rows: Vec::new(), width, labels: Vec::new() };
-    let mut times: Vec<EventTime> = Vec::new();
-    let mut start = None;
-    let mut read = 0;
-    while let Some(chunk) = feed.next_chunk(8192)? {
-        for label in &chunk.labels {
-            backfill.label(label);
-        }
-        let transactions: Vec<&Transaction> = chunk.transactions.iter().map(|labelled| &labelled.transaction).collect();
-        let rows = backfill.rows(&transactions);
-        for (labelled, row) in chunk.transactions.iter().zip(rows.values.chunks_exact(width)) {
-            let time = labelled.transaction.event_time;
-            if time >= *start.get_or_insert(time) + days(args.warm_up_days) {
-                all.rows.extend_from_slice(row);
-                all.labels.push(labelled.fraud);
-                times.push(time);
-            }
-        }
-        read += chunk.transactions.len() as u64;
-        progress.set(read);
-    }
-    progress.finish();
+    let all = Vectors::read(args.source.open(Some(args.days), None)?, &features, args.warm_up_days)?;
+    let times = &all.times;
     let last = *times.last().context("no transaction is left after the warm-up; lower --warm-up-days")?;
     let validation_from = last - days(args.validation_days);
     let training_to = validation_from - days(args.delay_days);
     let trained = times.partition_point(|&time| time < training_to);
     let validated = times.partition_point(|&time| time < validation_from);
-    let part = |from: usize, to: usize| Dataset {
-        rows: all.rows[from * width..to * width].to_vec(),
-        width,
-        labels: all.labels[from..to].to_vec(),
-    };
-    let (training, validation) = (part(0, trained), part(validated, times.len()));
+    let (training, validation) = (all.part(0..trained), all.part(validated..times.len()));
     println!(
         "training on {} transactions ({} frauds) before {training_to}, validating on {} ({} frauds) from {validation_from}",
         training.labels.len(),
@@ -130,8 +98,4 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         metrics.validation.recall,
     );
     Ok(())
-}
-
-fn days(count: u32) -> Duration {
-    Duration::from_secs(u64::from(count) * 86_400)
 }

@@ -19,10 +19,11 @@ use schemas::{EventTime, Id, Label, Transaction};
 use table::{Table, write_table};
 
 const HANDBOOK: &str = include_str!("../../../feature-store/definitions/handbook.yaml");
-/// The Handbook's; with a profile besides, of which nothing is known here; and all that a definition can ask for.
-const DEFINITIONS: [&str; 3] = [
+/// The Handbook's; with a profile besides, of which nothing is known here; with runs of known frauds; and all that a definition can ask for.
+const DEFINITIONS: [&str; 4] = [
     "../../feature-store/definitions/handbook.yaml",
     "../../feature-store/definitions/three_views.yaml",
+    "../../feature-store/definitions/fraud.yaml",
     "../../load-tests/tests/simulation/features.yaml",
 ];
 const DAY: Duration = Duration::from_secs(86_400);

@@ -111,7 +111,7 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     let metrics = install_metrics()?;
     let log = open_log(args, &data_dir)?;
     let store = log.store() as Arc<dyn OnlineStore>;
-    let feed = args.source.open(None)?;
+    let feed = args.source.open(None, None)?;
     args.source.claim(&feed, &data_dir)?;
 
     let stats = Arc::new(Stats::default());

@@ -1,0 +1,307 @@
+//! The evaluation protocol of the Fraud Detection Handbook: a week of training, a week of delay, a week of test, on four test folds, with
+//! what is to be chosen chosen on four folds before them.
+
+use std::collections::HashSet;
+use std::ops::Range;
+
+use anyhow::{Context, ensure};
+use models::{Dataset, Device, KeptEpoch, ScoredCard, Scorer, TrainOptions, card_precision};
+use schemas::{EventTime, FeatureLayout};
+use serde::Serialize;
+
+use super::DAY_MS;
+use crate::dataset::Vectors;
+use crate::progress::Progress;
+
+/// First day of training of each fold, as the Handbook has them.
+const TEST_FOLDS: [&str; 4] = ["2018-08-15", "2018-08-08", "2018-08-01", "2018-07-25"];
+const VALIDATION_FOLDS: [&str; 4] = ["2018-07-11", "2018-07-04", "2018-06-27", "2018-06-20"];
+/// Days of training, of delay, and of test.
+const WEEK: i64 = 7;
+/// Cards looked into each day.
+const CARDS: usize = 100;
+
+/// What a fold trains on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TrainDays {
+    /// The days before the delay, this many.
+    Last(i64),
+    /// All days before the delay.
+    All,
+}
+
+impl std::str::FromStr for TrainDays {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<TrainDays, String> {
+        match (text, text.parse()) {
+            ("all", _) => Ok(TrainDays::All),
+            (_, Ok(days)) if days > 0 => Ok(TrainDays::Last(days)),
+            _ => Err("write a number of days, or `all`".to_owned()),
+        }
+    }
+}
+
+/// How the protocol is run.
+#[derive(Debug)]
+pub(super) struct Protocol {
+    pub(super) train_days: TrainDays,
+    pub(super) seeds: u64,
+    /// Epochs at most; how many are trained is chosen on the validation folds.
+    pub(super) epochs: usize,
+    pub(super) device: Device,
+}
+
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    /// Over the test folds.
+    mean: Figures,
+    /// The test folds.
+    folds: Vec<FoldFigures>,
+    /// The validation folds, after as many epochs.
+    validation: Vec<FoldFigures>,
+    /// Chosen on the validation folds: the best mean average precision.
+    epochs: usize,
+    seeds: u64,
+}
+
+/// Means over the seeds.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Figures {
+    auc: f64,
+    average_precision: f64,
+    card_precision_100: f64,
+}
+
+#[derive(Debug, Serialize)]
+struct FoldFigures {
+    /// The first day of the week before the delay.
+    training: &'static str,
+    training_transactions: usize,
+    test_transactions: usize,
+    test_frauds: usize,
+    #[serde(flatten)]
+    figures: Figures,
+}
+
+impl Report {
+    pub(super) fn print(&self) {
+        println!("{} epochs, chosen on the validation folds; means over {} seeds", self.epochs, self.seeds);
+        println!("test fold    AUC     average precision   card precision@{CARDS}");
+        let line = |name: &str, figures: &Figures| {
+            let Figures { auc, average_precision, card_precision_100 } = figures;
+            println!("{name:<12} {auc:.4}  {average_precision:<18.4}  {card_precision_100:.4}");
+        };
+        self.folds.iter().for_each(|fold| line(fold.training, &fold.figures));
+        line("mean", &self.mean);
+    }
+}
+
+/// A fold's rows.
+struct Fold {
+    training_from: &'static str,
+    training: Dataset,
+    test: Dataset,
+    /// Of each row of the test.
+    cards: Vec<(i64, u32)>,
+}
+
+/// Trains on every fold, with every seed, and evaluates on the test week.
+pub(super) fn run(protocol: &Protocol, layout: &FeatureLayout, vectors: &Vectors) -> anyhow::Result<Report> {
+    let folds = |starts: [&'static str; 4]| {
+        starts
+            .into_iter()
+            .map(|start| Fold::new(start, protocol.train_days, vectors))
+            .collect::<anyhow::Result<Vec<_>>>()
+    };
+    let (validation, test) = (folds(VALIDATION_FOLDS)?, folds(TEST_FOLDS)?);
+    let runs = (validation.len() * 2 + test.len()) as u64 * protocol.seeds;
+    let progress = Progress::new(runs, "trainings");
+    let mut done = 0;
+    let mut step = |line: String| {
+        done += 1;
+        progress.set(done);
+        progress.line(&line);
+    };
+
+    // Average precision by epoch, summed over folds and seeds.
+    let mut curve = vec![0.0; protocol.epochs];
+    for fold in &validation {
+        for seed in 0..protocol.seeds {
+            let options = protocol.options(seed, protocol.epochs);
+            models::train(layout, &fold.training, &fold.test, &options, &mut |epoch| {
+                curve[epoch.epoch - 1] += epoch.validation_ap;
+            })?;
+            step(format!("validation fold {}, seed {seed}: trained {} epochs", fold.training_from, protocol.epochs));
+        }
+    }
+    let best = curve.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    let epochs = best.map_or(1, |(epoch, _)| epoch + 1);
+    let mut evaluated = |folds: &[Fold]| {
+        let evaluate = |fold: &Fold| {
+            let mut sum = Figures::default();
+            for seed in 0..protocol.seeds {
+                let figures = protocol.evaluate(fold, layout, seed, epochs)?;
+                step(format!(
+                    "fold {}, seed {seed}: average precision {:.4}",
+                    fold.training_from, figures.average_precision
+                ));
+                sum = sum.plus(figures);
+            }
+            anyhow::Ok(FoldFigures {
+                training: fold.training_from,
+                training_transactions: fold.training.labels.len(),
+                test_transactions: fold.test.labels.len(),
+                test_frauds: fold.test.labels.iter().filter(|&&fraud| fraud).count(),
+                figures: sum.over(protocol.seeds as f64),
+            })
+        };
+        folds.iter().map(evaluate).collect::<anyhow::Result<Vec<_>>>()
+    };
+    let (validation, folds) = (evaluated(&validation)?, evaluated(&test)?);
+    progress.finish();
+    let mean = folds.iter().fold(Figures::default(), |sum, fold| sum.plus(fold.figures)).over(folds.len() as f64);
+    Ok(Report { mean, folds, validation, epochs, seeds: protocol.seeds })
+}
+
+impl Protocol {
+    fn options(&self, seed: u64, epochs: usize) -> TrainOptions {
+        TrainOptions { seed, epochs, kept: KeptEpoch::Last, ..TrainOptions::default() }
+    }
+
+    /// Trains without a look at the test week, and scores it.
+    fn evaluate(&self, fold: &Fold, layout: &FeatureLayout, seed: u64, epochs: usize) -> anyhow::Result<Figures> {
+        let options = self.options(seed, epochs);
+        // The ranks of scores don't depend on the calibration, for which the training rows are as good as any.
+        let artifact = models::train(layout, &fold.training, &fold.training, &options, &mut |_| ())?;
+        let mut scores = Vec::with_capacity(fold.test.labels.len());
+        Scorer::open(&artifact, self.device)?.score(&fold.test.rows, &mut scores)?;
+        let labels = &fold.test.labels;
+        let evaluation = models::evaluate(&scores, labels, artifact.threshold());
+        let rows = fold.cards.iter().zip(&scores).zip(labels);
+        let rows: Vec<ScoredCard> =
+            rows.map(|((&(day, card), &score), &fraud)| ScoredCard { day, card, score, fraud }).collect();
+        let (evaluation, card_precision) =
+            evaluation.zip(card_precision(&rows, CARDS)).context("a test week without frauds")?;
+        Ok(Figures {
+            auc: evaluation.auc,
+            average_precision: evaluation.average_precision,
+            card_precision_100: card_precision,
+        })
+    }
+}
+
+impl Figures {
+    fn plus(self, other: Figures) -> Figures {
+        Figures {
+            auc: self.auc + other.auc,
+            average_precision: self.average_precision + other.average_precision,
+            card_precision_100: self.card_precision_100 + other.card_precision_100,
+        }
+    }
+
+    fn over(self, count: f64) -> Figures {
+        Figures {
+            auc: self.auc / count,
+            average_precision: self.average_precision / count,
+            card_precision_100: self.card_precision_100 / count,
+        }
+    }
+}
+
+impl Fold {
+    fn new(training_from: &'static str, train_days: TrainDays, vectors: &Vectors) -> anyhow::Result<Fold> {
+        let start: EventTime = format!("{training_from}T00:00:00Z").parse().map_err(anyhow::Error::msg)?;
+        let start = start.as_millis() / DAY_MS;
+        let day_of = |row: usize| vectors.times[row].as_millis().div_euclid(DAY_MS);
+        let rows_of = |days: Range<i64>| {
+            let row = |day: i64| vectors.times.partition_point(|time| time.as_millis() < day * DAY_MS);
+            row(days.start)..row(days.end)
+        };
+        let defrauded = |days: Range<i64>| {
+            let frauds = rows_of(days).filter(|&row| vectors.dataset.labels[row]);
+            frauds.map(|row| vectors.cards[row]).collect::<HashSet<u32>>()
+        };
+        let training = match train_days {
+            TrainDays::Last(days) => rows_of(start + WEEK - days..start + WEEK),
+            TrainDays::All => 0..rows_of(start..start + WEEK).end,
+        };
+        // Cards known to be defrauded are blocked: by the week before the delay, and by the day eight days before each day of the test.
+        let mut known = defrauded(start..start + WEEK);
+        let mut test = Vec::new();
+        for day in start + 2 * WEEK..start + 3 * WEEK {
+            known.extend(defrauded(day - WEEK - 1..day - WEEK));
+            test.extend(rows_of(day..day + 1).filter(|&row| !known.contains(&vectors.cards[row])));
+        }
+        ensure!(
+            !training.is_empty() && !test.is_empty(),
+            "the input has no transactions in the weeks of the fold that begins on {training_from}: the protocol is of the Handbook's transactions"
+        );
+        let width = vectors.dataset.width;
+        let test_set = Dataset {
+            rows: test.iter().flat_map(|&row| &vectors.dataset.rows[row * width..(row + 1) * width]).copied().collect(),
+            width,
+            labels: test.iter().map(|&row| vectors.dataset.labels[row]).collect(),
+        };
+        let cards = test.iter().map(|&row| (day_of(row), vectors.cards[row])).collect();
+        Ok(Fold { training_from, training: vectors.part(training), test: test_set, cards })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: &str = "2018-08-15";
+
+    /// One transaction a day and card over 40 days from the training's begin on, and these frauds: days since then, and cards.
+    fn vectors(frauds: &[(i64, u32)]) -> Vectors {
+        let start: EventTime = format!("{START}T00:00:00Z").parse().unwrap();
+        let rows = (-3..40).flat_map(|day| (0..5).map(move |card| (day, card)));
+        let mut vectors = Vectors { dataset: Dataset { width: 1, ..Dataset::default() }, ..Vectors::default() };
+        for (day, card) in rows {
+            // At midnight, which is the day's.
+            vectors.times.push(EventTime::from_millis(start.as_millis() + day * DAY_MS));
+            vectors.cards.push(card);
+            vectors.dataset.rows.push((day * 10) as f32 + card as f32);
+            vectors.dataset.labels.push(frauds.contains(&(day, card)));
+        }
+        vectors
+    }
+
+    fn tested(fold: &Fold, card: u32) -> Vec<i64> {
+        let start: EventTime = format!("{START}T00:00:00Z").parse().unwrap();
+        let days = fold.cards.iter().filter(|row| row.1 == card);
+        days.map(|row| row.0 - start.as_millis() / DAY_MS).collect()
+    }
+
+    #[test]
+    fn cards_known_to_be_defrauded_are_not_tested() {
+        // In training; before it; in the delay, known on the ninth day after; in the test itself.
+        let vectors = vectors(&[(3, 0), (-1, 1), (9, 2), (15, 3)]);
+        let fold = Fold::new(START, TrainDays::Last(7), &vectors).unwrap();
+        assert_eq!(
+            fold.training.rows,
+            (0..70).filter(|value| value % 10 < 5).map(|value| value as f32).collect::<Vec<_>>()
+        );
+        let week: Vec<i64> = (14..21).collect();
+        assert_eq!(tested(&fold, 0), [0; 0]);
+        assert_eq!(tested(&fold, 1), week);
+        assert_eq!(tested(&fold, 2), [14, 15, 16], "a fraud of day 9 is known on day 17");
+        assert_eq!(tested(&fold, 3), week);
+        assert_eq!(tested(&fold, 4), week);
+        assert_eq!((fold.test.rows.len(), fold.test.labels.iter().filter(|&&fraud| fraud).count()), (4 * 7 - 4, 1));
+        assert_eq!(fold.test.rows[0], 141.0, "the rows are those of their cards and days");
+
+        let all = Fold::new(START, TrainDays::All, &vectors).unwrap();
+        assert_eq!((all.training.labels.len(), all.training.rows[0]), (50, -30.0));
+        assert_eq!(all.test.rows, fold.test.rows, "the same test, whatever is trained on");
+    }
+
+    #[test]
+    fn days_of_training_are_a_number_or_all() {
+        assert_eq!("7".parse(), Ok(TrainDays::Last(7)));
+        assert_eq!("all".parse(), Ok(TrainDays::All));
+        assert!("0".parse::<TrainDays>().is_err() && "week".parse::<TrainDays>().is_err());
+    }
+}
