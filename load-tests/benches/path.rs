@@ -156,12 +156,7 @@ fn hops_alone(
     records.sort_by_key(|record| (record.timestamp_us, record.partition, record.offset));
     let store = log.store() as Arc<dyn OnlineStore>;
     let views = scorer::worker::views(&**log, &store, features, scorer::worker::VIEW_CACHE_BYTES)?;
-    let options = emit::EmitOptions {
-        model: model.version().into(),
-        threshold: model.threshold(),
-        layout: features.layout().clone(),
-        log_features: 0.0,
-    };
+    let options = emit::EmitOptions { layout: features.layout().clone(), log_features: 0.0 };
     let mut outbox = Outbox::default();
     let mut spent = [Duration::ZERO; HOPS.len()];
     for batch in records.chunks(BATCH) {

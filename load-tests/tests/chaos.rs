@@ -88,6 +88,22 @@ fn kills_lose_nothing_on_cassandra() {
 }
 
 #[test]
+fn promotions_lose_nothing_and_no_partition_goes_back() {
+    if !have(&[KAFKA, REDIS]) {
+        return;
+    }
+    let settings = ["--promotions", "5", "--interval", "1500ms", "--rate", "300", "--partitions", "4"];
+    let report = run(&[&["swap", "--warm-up-seconds", "1", "--before-seconds", "3"], &settings[..]].concat());
+    assert_eq!(report["promotions"], 5);
+    assert_eq!(report["scores"], report["events"]);
+    for name in ["lost", "repeated", "switches_back", "unseen"] {
+        assert_eq!(report[name], 0, "{name}: {report}");
+    }
+    // Each of four partitions changed over to each of five models, at one offset.
+    assert_eq!(report["switches"], 20, "{report}");
+}
+
+#[test]
 fn bad_input_ends_as_dead_letters() {
     if !have(&[KAFKA, REDIS]) {
         return;

@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         let alone = time_per_row(batch, &mut direct)?;
         let mut submitted =
-            || thread.submit(rows.clone()).and_then(|pending| pending.wait()).map(|scores| scores.len());
+            || thread.submit(rows.clone()).and_then(|pending| pending.wait()).map(|answer| answer.scores.len());
         let through = time_per_row(batch, &mut submitted)?;
         println!("{batch:>6} {alone:>16.0} {through:>16.0}");
     }

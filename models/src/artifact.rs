@@ -182,6 +182,15 @@ impl Artifact {
         &self.label
     }
 
+    pub(crate) fn name_and_version(&self) -> (String, String) {
+        (self.name.clone(), self.version.clone())
+    }
+
+    /// The same model under another name and version, both of them plain.
+    pub(crate) fn named(self, name: &str, version: &str) -> Artifact {
+        Artifact { name: name.into(), version: version.into(), label: format!("{name}@{version}"), ..self }
+    }
+
     pub fn metrics(&self) -> &TrainingMetrics {
         &self.metrics
     }

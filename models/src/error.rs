@@ -6,6 +6,12 @@ pub enum ModelError {
     /// A file of an artifact is missing, damaged, or not of this program's format.
     #[error("{}: {problem}; {remedy}", file.display())]
     Artifact { file: PathBuf, problem: String, remedy: &'static str },
+    /// A registry that can't be read or changed, or that lacks what was asked for.
+    #[error("{}: {problem}; {remedy}", path.display())]
+    Registry { path: PathBuf, problem: String, remedy: String },
+    /// The registry did not answer in time, as a mount that hangs.
+    #[error("the registry {} has not answered within {waited_s} s", path.display())]
+    RegistryAway { path: PathBuf, waited_s: u64 },
     /// Options or data that no model can be trained with.
     #[error("training: {0}")]
     Training(String),

@@ -10,20 +10,28 @@
 
 mod artifact;
 mod calibrate;
+mod compare;
 mod device;
 mod error;
 mod evaluate;
+mod follow;
 pub mod metric_names;
 mod network;
 mod normalize;
+mod promotion;
+mod registry;
 mod score;
 mod serve;
 mod train;
 
 pub use artifact::{Artifact, TrainingMetrics};
+pub use compare::{Comparison, Decisions, Labelled, Pair, Quality, Shift, compare};
 pub use device::Device;
 pub use error::ModelError;
 pub use evaluate::{Evaluation, ScoredCard, StreamingEvaluation, calibration_error, card_precision, evaluate};
+pub use follow::Follow;
+pub use promotion::Promotion;
+pub use registry::{Alias, Aliases, CHAMPION, LayoutCheck, Move, MoveKind, Registry};
 pub use score::Scorer;
-pub use serve::{ModelThread, Pending, ServeOptions};
+pub use serve::{Answer, ModelInfo, ModelThread, Pending, ServeOptions, Shadow};
 pub use train::{Dataset, Epoch, KeptEpoch, TrainOptions, train};

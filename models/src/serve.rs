@@ -2,16 +2,19 @@
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, OnceLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-use metrics::{Histogram, histogram};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use metrics::{Counter, Histogram, counter, histogram};
 use schemas::FeatureLayout;
 
-use crate::{Artifact, Device, ModelError, Scorer, error::panic_message, metric_names, normalize::check_rows};
+use crate::{
+    Artifact, Device, ModelError, Promotion, Scorer, error::panic_message, follow::Watched, metric_names,
+    normalize::check_rows,
+};
 
 /// How to serve a model.
 #[derive(Clone, Debug)]
@@ -29,17 +32,53 @@ impl Default for ServeOptions {
     }
 }
 
+/// A model as its scores name it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelInfo {
+    /// `name@version`.
+    pub label: String,
+    /// An alert is a score of this or more.
+    pub threshold: f32,
+    /// The move of an alias by which it came to serve; `None` for a model that no alias was followed to.
+    pub promotion: Option<Promotion>,
+}
+
+impl ModelInfo {
+    pub(crate) fn new(artifact: &Artifact, promotion: Option<Promotion>) -> Arc<ModelInfo> {
+        Arc::new(ModelInfo { label: artifact.label().into(), threshold: artifact.threshold(), promotion })
+    }
+}
+
+/// The scores of one submission: all of its rows by the same model.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub model: Arc<ModelInfo>,
+    /// Calibrated probabilities, one per row, in [0, 1].
+    pub scores: Vec<f32>,
+    /// What the challenger says of the same rows, where there is one.
+    pub challenger: Option<Shadow>,
+}
+
+/// The scores of a model that runs beside the one that decides.
+#[derive(Clone, Debug)]
+pub struct Shadow {
+    pub model: Arc<ModelInfo>,
+    /// One per row, as in [`Answer`].
+    pub scores: Vec<f32>,
+}
+
 /// A handle to the thread that owns the device; clones are cheap and share the thread, which ends
 /// when the last of them is dropped.
 #[derive(Clone)]
 pub struct ModelThread {
     queue: Sender<Submission>,
     shared: Arc<Shared>,
+    watched: Option<Watched>,
 }
 
-struct Shared {
-    version: String,
-    threshold: f32,
+pub(crate) struct Shared {
+    /// What scores whatever is submitted from now on.
+    model: RwLock<Arc<ModelInfo>>,
     layout: FeatureLayout,
     device: String,
     /// Why nothing is scored any more, once scoring has failed.
@@ -47,6 +86,18 @@ struct Shared {
 }
 
 impl Shared {
+    fn new(model: Arc<ModelInfo>, layout: FeatureLayout, device: String) -> Shared {
+        Shared { model: RwLock::new(model), layout, device, failure: OnceLock::new() }
+    }
+
+    pub(crate) fn layout(&self) -> &FeatureLayout {
+        &self.layout
+    }
+
+    fn model(&self) -> Arc<ModelInfo> {
+        self.model.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn ended(&self) -> ModelError {
         let reason = self.failure.get().cloned().unwrap_or_else(|| "it is gone".into());
         ModelError::ThreadEnded { reason }
@@ -55,46 +106,106 @@ impl Shared {
 
 struct Submission {
     rows: Vec<f32>,
-    answer: Sender<Vec<f32>>,
+    answer: Sender<Answer>,
     submitted: Instant,
 }
 
 /// Scores to come.
 pub struct Pending {
-    answer: Receiver<Vec<f32>>,
+    answer: Receiver<Answer>,
     shared: Arc<Shared>,
 }
 
-/// What the thread runs: appends one score per row.
-type Score = Box<dyn FnMut(&[f32], &mut Vec<f32>) -> Result<(), ModelError>>;
+/// Appends one score per row.
+type Score = Box<dyn FnMut(&[f32], &mut Vec<f32>) -> Result<(), ModelError> + Send>;
+
+/// A model, open and warm.
+pub(crate) struct Served {
+    model: Arc<ModelInfo>,
+    score: Score,
+}
+
+impl Served {
+    /// Opens the artifact on the device; returns the device's name, too.
+    pub(crate) fn open(
+        artifact: &Artifact,
+        model: Arc<ModelInfo>,
+        device: Device,
+    ) -> Result<(Served, String), ModelError> {
+        let mut scorer = Scorer::open(artifact, device)?;
+        let device = scorer.device().to_string();
+        let score = Box::new(move |rows: &[f32], scores: &mut Vec<f32>| scorer.score(rows, scores));
+        Ok((Served { model, score }, device))
+    }
+
+    /// One score for each row, in a vector of their own.
+    fn score(&mut self, rows: &[f32], width: usize) -> Result<Vec<f32>, String> {
+        let mut scores = Vec::with_capacity(rows.len() / width);
+        (self.score)(rows, &mut scores).map_err(|error| error.to_string())?;
+        match scores.len() * width == rows.len() {
+            true => Ok(scores),
+            false => Err(format!("{} scores came back for {} values", scores.len(), rows.len())),
+        }
+    }
+}
+
+/// Where models are handed to a thread that runs; the thread takes them up between two batches.
+///
+/// What is submitted after [`Handover::champion`] has returned is scored by that model or a later one.
+pub(crate) struct Handover {
+    changes: Sender<Change>,
+    shared: Arc<Shared>,
+}
+
+enum Change {
+    Champion(Served),
+    Challenger(Option<Served>),
+}
+
+impl Handover {
+    pub(crate) fn champion(&self, served: Served) {
+        let model = served.model.clone();
+        // A thread that is gone needs no model.
+        let _ = self.changes.send(Change::Champion(served));
+        *self.shared.model.write().unwrap_or_else(PoisonError::into_inner) = model;
+    }
+
+    pub(crate) fn challenger(&self, served: Option<Served>) {
+        let _ = self.changes.send(Change::Challenger(served));
+    }
+
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+}
 
 impl ModelThread {
     /// Starts the thread. Returns when the device is open and every block size has been compiled, run
     /// and checked, so that the first submission is as fast as any. Install a metrics recorder before.
     pub fn start(artifact: Artifact, options: &ServeOptions) -> Result<ModelThread, ModelError> {
-        let device = options.device;
-        let shared = |device: String| Shared {
-            version: artifact.label().to_string(),
-            threshold: artifact.threshold(),
-            layout: artifact.layout().clone(),
-            device,
-            failure: OnceLock::new(),
-        };
-        let opened = artifact.clone();
-        ModelThread::spawn(options, shared, move || {
-            let mut scorer = Scorer::open(&opened, device)?;
-            let device = scorer.device().to_string();
-            Ok((Box::new(move |rows: &[f32], scores: &mut Vec<f32>| scorer.score(rows, scores)), device))
-        })
+        Ok(ModelThread::launch(artifact, None, options)?.0)
     }
 
-    /// Starts the thread on what `open`, called on it, returns: how to score, and the device's name.
+    /// Starts the thread on a model that others can take the place of.
+    pub(crate) fn launch(
+        artifact: Artifact,
+        promotion: Option<Promotion>,
+        options: &ServeOptions,
+    ) -> Result<(ModelThread, Handover), ModelError> {
+        let (device, layout) = (options.device, artifact.layout().clone());
+        let model = ModelInfo::new(&artifact, promotion);
+        ModelThread::spawn(options, layout, model.clone(), move || Served::open(&artifact, model, device))
+    }
+
+    /// Starts the thread on what `open`, called on it, returns: a model, and the device's name.
     fn spawn(
         options: &ServeOptions,
-        shared: impl FnOnce(String) -> Shared,
-        open: impl FnOnce() -> Result<(Score, String), ModelError> + Send + 'static,
-    ) -> Result<ModelThread, ModelError> {
+        layout: FeatureLayout,
+        model: Arc<ModelInfo>,
+        open: impl FnOnce() -> Result<(Served, String), ModelError> + Send + 'static,
+    ) -> Result<(ModelThread, Handover), ModelError> {
         let (queue, submissions) = bounded(options.queue_capacity.max(1));
+        let (changes, changed) = unbounded();
         let (opened, device) = bounded(1);
         let (start, started) = bounded::<Arc<Shared>>(1);
         let (name, batch_rows_max) = (options.device.to_string(), options.batch_rows_max);
@@ -102,10 +213,10 @@ impl ModelThread {
         let run = move || {
             let panicked = |problem| Err(ModelError::Device { device: name, problem });
             let outcome = catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|panic| panicked(panic_message(&*panic)));
-            let score = match outcome {
-                Ok((score, device)) => {
+            let champion = match outcome {
+                Ok((champion, device)) => {
                     let _ = opened.send(Ok(device));
-                    score
+                    champion
                 }
                 Err(error) => {
                     let _ = opened.send(Err(error));
@@ -114,10 +225,22 @@ impl ModelThread {
             };
             // `start` waits for the device, and then sends this.
             if let Ok(shared) = started.recv() {
-                let width = shared.layout.width();
-                let (batch, rows, held) = (Vec::new(), Vec::new(), None);
-                let histograms = Histograms::bind();
-                Loop { submissions, score, width, batch_rows_max, shared, histograms, batch, rows, held }.run();
+                let (width, metrics) = (shared.layout.width(), Metrics::bind());
+                let (batch, rows, held, challenger) = Default::default();
+                Loop {
+                    submissions,
+                    changed,
+                    champion,
+                    challenger,
+                    width,
+                    batch_rows_max,
+                    shared,
+                    metrics,
+                    batch,
+                    rows,
+                    held,
+                }
+                .run();
             }
         };
         thread::Builder::new()
@@ -125,12 +248,12 @@ impl ModelThread {
             .spawn(run)
             .map_err(|error| broken(format!("its thread can't be started ({error})")))?;
         let device = device.recv().unwrap_or_else(|_| Err(broken("its thread ended at once".into())))?;
-        let shared = Arc::new(shared(device));
+        let shared = Arc::new(Shared::new(model, layout, device));
         start.send(shared.clone()).map_err(|_| broken("its thread ended at once".into()))?;
-        Ok(ModelThread { queue, shared })
+        Ok((ModelThread { queue, shared: shared.clone(), watched: None }, Handover { changes, shared }))
     }
 
-    /// Queues rows (row-major, whole rows in the layout's columns) to be scored.
+    /// Queues rows (row-major, whole rows in the layout's columns) to be scored, all by one model.
     ///
     /// Blocks while the queue is full: that is the backpressure. Fails on rows that the layout
     /// doesn't allow, and when the thread has ended.
@@ -145,17 +268,25 @@ impl ModelThread {
         Ok(Pending { answer: pending, shared: self.shared.clone() })
     }
 
-    /// `name@version` of the model.
-    pub fn version(&self) -> &str {
-        &self.shared.version
+    pub(crate) fn watched(self, watched: Watched) -> ModelThread {
+        ModelThread { watched: Some(watched), ..self }
     }
 
-    /// An alert is a score of this or more.
-    pub fn threshold(&self) -> f32 {
-        self.shared.threshold
+    /// Has the registry looked at now, and follows it; at once where none is followed. Returns once the model that it gave is
+    /// the one that scores whatever is submitted.
+    ///
+    /// Fails where the registry can't be read, does not answer in time, or gave a version that is refused. The model
+    /// that served goes on.
+    pub fn refresh(&self, timeout: Duration) -> Result<(), ModelError> {
+        self.watched.as_ref().map_or(Ok(()), |watched| watched.refresh(timeout))
     }
 
-    /// The columns that submitted rows must have.
+    /// The model that scores what is submitted from now on, until another takes its place.
+    pub fn model(&self) -> Arc<ModelInfo> {
+        self.shared.model()
+    }
+
+    /// The columns that submitted rows must have; the same for every model that takes another's place.
     pub fn layout(&self) -> &FeatureLayout {
         &self.shared.layout
     }
@@ -167,8 +298,8 @@ impl ModelThread {
 }
 
 impl Pending {
-    /// Waits for the calibrated probabilities, one per row, in [0, 1].
-    pub fn wait(self) -> Result<Vec<f32>, ModelError> {
+    /// Waits for the scores.
+    pub fn wait(self) -> Result<Answer, ModelError> {
         // An answer is dropped only when scoring has failed.
         self.answer.recv().map_err(|_| self.shared.ended())
     }
@@ -176,8 +307,8 @@ impl Pending {
 
 impl std::fmt::Debug for ModelThread {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Shared { version, device, .. } = &*self.shared;
-        out.debug_struct("ModelThread").field("version", version).field("device", device).finish_non_exhaustive()
+        let mut out = out.debug_struct("ModelThread");
+        out.field("model", &self.model().label).field("device", &self.shared.device).finish_non_exhaustive()
     }
 }
 
@@ -187,30 +318,36 @@ impl std::fmt::Debug for Pending {
     }
 }
 
-struct Histograms {
+struct Metrics {
     queue_wait: Histogram,
     compute: Histogram,
+    challenger_compute: Histogram,
     batch_rows: Histogram,
+    challenger_failures: Counter,
 }
 
-impl Histograms {
-    fn bind() -> Histograms {
+impl Metrics {
+    fn bind() -> Metrics {
         metric_names::describe();
-        Histograms {
+        Metrics {
             queue_wait: histogram!(metric_names::QUEUE_WAIT_SECONDS),
             compute: histogram!(metric_names::COMPUTE_SECONDS),
+            challenger_compute: histogram!(metric_names::CHALLENGER_COMPUTE_SECONDS),
             batch_rows: histogram!(metric_names::BATCH_ROWS),
+            challenger_failures: counter!(metric_names::CHALLENGER_FAILURES),
         }
     }
 }
 
 struct Loop {
     submissions: Receiver<Submission>,
-    score: Score,
+    changed: Receiver<Change>,
+    champion: Served,
+    challenger: Option<Served>,
     width: usize,
     batch_rows_max: usize,
     shared: Arc<Shared>,
-    histograms: Histograms,
+    metrics: Metrics,
     /// The submissions of the batch that runs, and their rows.
     batch: Vec<Submission>,
     rows: Vec<f32>,
@@ -228,7 +365,7 @@ impl Loop {
             Ok(Err(failure)) => failure,
             Err(panic) => panic_message(&*panic),
         };
-        tracing::error!(model = self.shared.version, failure, "scoring failed, nothing is scored any more");
+        tracing::error!(model = self.champion.model.label, failure, "scoring failed, nothing is scored any more");
         // Set before the answers are dropped, so that who finds them gone finds the reason.
         let _ = self.shared.failure.set(failure);
         self.batch.clear();
@@ -239,26 +376,57 @@ impl Loop {
     }
 
     fn serve(&mut self) -> Result<(), String> {
-        let mut scores = Vec::new();
         while let Some(first) = self.held.take().or_else(|| self.submissions.recv().ok()) {
+            self.change();
             self.fill(first);
             let begun = Instant::now();
-            scores.clear();
-            (self.score)(&self.rows, &mut scores).map_err(|error| error.to_string())?;
-            if scores.len() * self.width != self.rows.len() {
-                return Err(format!("{} scores came back for {} values", scores.len(), self.rows.len()));
-            }
-            self.histograms.compute.record(begun.elapsed().as_secs_f64());
-            self.histograms.batch_rows.record(scores.len() as f64);
+            let scores = self.champion.score(&self.rows, self.width)?;
+            self.metrics.compute.record(begun.elapsed().as_secs_f64());
+            self.metrics.batch_rows.record(scores.len() as f64);
+            let mut shadow = self.shadow();
             let mut rest = scores.as_slice();
             for Submission { rows, answer, .. } in self.batch.drain(..) {
                 let (own, after) = rest.split_at(rows.len() / self.width);
+                let challenger = shadow.as_mut().map(|(model, scores)| {
+                    let after = scores.split_off(own.len());
+                    Shadow { model: model.clone(), scores: std::mem::replace(scores, after) }
+                });
                 // Who no longer waits needs no answer.
-                let _ = answer.send(own.to_vec());
+                let _ = answer.send(Answer { model: self.champion.model.clone(), scores: own.to_vec(), challenger });
                 rest = after;
             }
         }
         Ok(())
+    }
+
+    /// Takes up the models that were handed over. It is called once the first submission of a batch is off the queue,
+    /// so none that was handed over before that one was submitted is missed.
+    fn change(&mut self) {
+        for change in self.changed.try_iter() {
+            match change {
+                Change::Champion(served) => self.champion = served,
+                Change::Challenger(served) => self.challenger = served,
+            }
+        }
+    }
+
+    /// What the challenger says of the batch. One that fails is dropped: it decides nothing, so it stops nothing.
+    fn shadow(&mut self) -> Option<(Arc<ModelInfo>, Vec<f32>)> {
+        let Some(challenger) = &mut self.challenger else { return None };
+        let begun = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(|| challenger.score(&self.rows, self.width)));
+        match outcome.unwrap_or_else(|panic| Err(panic_message(&*panic))) {
+            Ok(scores) => {
+                self.metrics.challenger_compute.record(begun.elapsed().as_secs_f64());
+                Some((challenger.model.clone(), scores))
+            }
+            Err(failure) => {
+                tracing::error!(model = challenger.model.label, failure, "the challenger failed, and is dropped");
+                self.metrics.challenger_failures.increment(1);
+                self.challenger = None;
+                None
+            }
+        }
     }
 
     /// Makes `first` and what else has queued up, in order, the next batch; holds the one that no longer fits.
@@ -267,11 +435,12 @@ impl Loop {
         let mut next = Some(first);
         while let Some(submission) = next {
             let fits = (self.rows.len() + submission.rows.len()) / self.width <= self.batch_rows_max;
-            if !fits && !self.batch.is_empty() {
+            // One that came behind a model that was handed over is for that model.
+            if !(self.batch.is_empty() || fits && self.changed.is_empty()) {
                 self.held = Some(submission);
                 return;
             }
-            self.histograms.queue_wait.record(submission.submitted.elapsed().as_secs_f64());
+            self.metrics.queue_wait.record(submission.submitted.elapsed().as_secs_f64());
             self.rows.extend_from_slice(&submission.rows);
             self.batch.push(submission);
             next = self.submissions.try_recv().ok();
@@ -281,10 +450,7 @@ impl Loop {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        sync::atomic::{AtomicUsize, Ordering},
-        time::Duration,
-    };
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -297,15 +463,32 @@ mod tests {
     where
         F: FnMut(&[f32], &mut Vec<f32>) -> Result<(), ModelError> + Send + 'static,
     {
-        let artifact = Artifact::random(2, &[], 1);
-        let shared = move |device| Shared {
-            version: artifact.label().into(),
-            threshold: artifact.threshold(),
-            layout: artifact.layout().clone(),
-            device,
-            failure: OnceLock::new(),
-        };
-        ModelThread::spawn(options, shared, move || Ok((Box::new(score), "fake".into()))).unwrap()
+        fake_with_handover(options, score).0
+    }
+
+    fn fake_with_handover<F>(options: &ServeOptions, score: F) -> (ModelThread, Handover)
+    where
+        F: FnMut(&[f32], &mut Vec<f32>) -> Result<(), ModelError> + Send + 'static,
+    {
+        let served = named("fake@1", score);
+        let layout = Artifact::random(2, &[], 1).layout().clone();
+        ModelThread::spawn(options, layout, served.model.clone(), move || Ok((served, "fake".into()))).unwrap()
+    }
+
+    fn named<F>(label: &str, score: F) -> Served
+    where
+        F: FnMut(&[f32], &mut Vec<f32>) -> Result<(), ModelError> + Send + 'static,
+    {
+        let model = Arc::new(ModelInfo { label: label.into(), threshold: 0.5, promotion: None });
+        Served { model, score: Box::new(score) }
+    }
+
+    /// Scores every row the same.
+    fn constant(score: f32) -> impl FnMut(&[f32], &mut Vec<f32>) -> Result<(), ModelError> + Send + 'static {
+        move |rows, scores| {
+            scores.extend(rows.chunks_exact(2).map(|_| score));
+            Ok(())
+        }
     }
 
     /// The first column of each row.
@@ -317,17 +500,18 @@ mod tests {
     fn serves_the_artifact() {
         let artifact = Artifact::random(6, &[16, 8], 5);
         let thread = ModelThread::start(artifact.clone(), &options(4, 64)).unwrap();
-        assert_eq!((thread.version(), thread.device(), thread.threshold()), ("random@5", "cpu", 0.5));
+        let expected = ModelInfo { label: "random@5".into(), threshold: 0.5, promotion: None };
+        assert_eq!((&*thread.model(), thread.device()), (&expected, "cpu"));
         assert_eq!(thread.layout(), artifact.layout());
         let rows: Vec<f32> = (0..6 * 150).map(|x| (x as f32 * 0.37).sin() * 50.0).collect();
         let mut expected = Vec::new();
         Scorer::open(&artifact, Device::Cpu).unwrap().score(&rows, &mut expected).unwrap();
         let pending: Vec<Pending> =
             rows.chunks(6 * 7).map(|rows| thread.submit(rows.to_vec()).unwrap()).take(4).collect();
-        let found: Vec<f32> = pending.into_iter().flat_map(|pending| pending.wait().unwrap()).collect();
+        let found: Vec<f32> = pending.into_iter().flat_map(|pending| pending.wait().unwrap().scores).collect();
         assert_eq!(found, expected[..28]);
-        assert_eq!(thread.submit(rows).unwrap().wait().unwrap(), expected);
-        assert!(thread.submit(Vec::new()).unwrap().wait().unwrap().is_empty());
+        assert_eq!(thread.submit(rows).unwrap().wait().unwrap().scores, expected);
+        assert!(thread.submit(Vec::new()).unwrap().wait().unwrap().scores.is_empty());
         assert!(matches!(thread.submit(vec![1.0; 7]), Err(ModelError::Ragged { values: 7, width: 6 })));
         assert!(matches!(thread.submit(vec![f32::NAN; 6]), Err(ModelError::Missing { row: 0, .. })));
     }
@@ -350,9 +534,9 @@ mod tests {
             .map(|rows| (rows, thread.submit(vec![rows as f32; rows * 2]).unwrap()))
             .collect();
         (0..5).for_each(|_| go.send(()).unwrap());
-        assert_eq!(first.wait().unwrap(), [0.0]);
+        assert_eq!(first.wait().unwrap().scores, [0.0]);
         for (rows, pending) in queued {
-            assert_eq!(pending.wait().unwrap(), vec![rows as f32; rows]);
+            assert_eq!(pending.wait().unwrap().scores, vec![rows as f32; rows]);
         }
         assert_eq!(batches.try_iter().collect::<Vec<_>>(), [5, 4, 9, 1]);
     }
@@ -385,7 +569,7 @@ mod tests {
         assert_eq!(submitted.load(Ordering::SeqCst), 2, "the queue holds two");
         (0..6).for_each(|_| go.send(()).unwrap());
         pending.extend(blocked.join().unwrap());
-        let scores: Vec<f32> = pending.into_iter().flat_map(|pending| pending.wait().unwrap()).collect();
+        let scores: Vec<f32> = pending.into_iter().flat_map(|pending| pending.wait().unwrap().scores).collect();
         assert_eq!(scores, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
     }
 
@@ -430,7 +614,7 @@ mod tests {
         drop(thread);
         let pending = clone.submit(vec![7.0; 2]).unwrap();
         drop(clone);
-        assert_eq!(pending.wait().unwrap(), [7.0]);
+        assert_eq!(pending.wait().unwrap().scores, [7.0]);
         assert_eq!(gone.recv_timeout(Duration::from_secs(10)), Err(crossbeam_channel::RecvTimeoutError::Disconnected));
     }
 
@@ -440,8 +624,82 @@ mod tests {
         let serve = ServeOptions { device: Device::Cuda(62), ..options(1, 1) };
         let error = ModelThread::start(artifact.clone(), &serve).unwrap_err().to_string();
         assert!(error.starts_with("device cuda:62: "), "{error}");
-        let shared = |_: String| -> Shared { unreachable!("nothing was opened") };
-        let error = ModelThread::spawn(&serve, shared, || panic!("no such bus")).unwrap_err().to_string();
+        let (layout, model) = (artifact.layout().clone(), ModelInfo::new(&artifact, None));
+        let opened = ModelThread::spawn(&serve, layout, model, || panic!("no such bus"));
+        let error = opened.map(|(thread, _)| thread).unwrap_err().to_string();
         assert_eq!(error, "device cuda:62: no such bus");
+    }
+
+    #[test]
+    fn a_model_takes_over_between_two_batches() {
+        let (begun, running) = bounded(16);
+        let (go, gate) = bounded::<()>(16);
+        let (thread, handover) = fake_with_handover(&options(16, 64), move |rows, scores| {
+            begun.send(()).unwrap();
+            gate.recv().unwrap();
+            first_column(rows, scores);
+            Ok(())
+        });
+        let before = thread.submit(vec![7.0; 4]).unwrap();
+        running.recv().unwrap();
+        // While that batch runs: one more for the old model, or the new one, and one behind it.
+        let meanwhile = thread.submit(vec![8.0; 2]).unwrap();
+        handover.champion(named("fake@2", constant(0.25)));
+        handover.challenger(Some(named("fake@3", constant(0.75))));
+        assert_eq!(thread.model().label, "fake@2");
+        let after = thread.submit(vec![9.0; 6]).unwrap();
+        go.send(()).unwrap();
+        let before = before.wait().unwrap();
+        assert_eq!((before.model.label.as_str(), before.scores), ("fake@1", vec![7.0; 2]));
+        assert!(before.challenger.is_none());
+        for (pending, rows) in [(meanwhile, 1), (after, 3)] {
+            let answer = pending.wait().unwrap();
+            assert_eq!((answer.model.label.as_str(), answer.scores), ("fake@2", vec![0.25; rows]));
+            let shadow = answer.challenger.unwrap();
+            assert_eq!((shadow.model.label.as_str(), shadow.scores), ("fake@3", vec![0.75; rows]));
+        }
+        handover.challenger(None);
+        assert!(thread.submit(vec![0.0; 2]).unwrap().wait().unwrap().challenger.is_none());
+    }
+
+    #[test]
+    fn what_is_submitted_behind_a_new_model_is_not_scored_by_the_old_one() {
+        let (thread, handover) = fake_with_handover(&options(64, 1024), constant(0.0));
+        let stop = Arc::new(AtomicUsize::new(0));
+        // Others keep the thread in the middle of batches.
+        let noise: Vec<_> = (0..2)
+            .map(|_| {
+                let (thread, stop) = (thread.clone(), stop.clone());
+                thread::spawn(move || {
+                    let mut last = 0.0;
+                    while stop.load(Ordering::SeqCst) == 0 {
+                        let score = thread.submit(vec![0.0; 20]).unwrap().wait().unwrap().scores[0];
+                        assert!(score >= last, "models go back: {score} behind {last}");
+                        last = score;
+                    }
+                })
+            })
+            .collect();
+        for turn in 1..=500u16 {
+            let score = f32::from(turn) / 1000.0;
+            handover.champion(named("fake", constant(score)));
+            assert_eq!(thread.submit(vec![0.0; 2]).unwrap().wait().unwrap().scores, [score]);
+        }
+        stop.store(1, Ordering::SeqCst);
+        noise.into_iter().for_each(|noise| noise.join().unwrap());
+    }
+
+    #[test]
+    fn a_challenger_that_fails_stops_nothing() {
+        let (thread, handover) = fake_with_handover(&options(4, 64), constant(0.5));
+        let panic = |_: &[f32], _: &mut Vec<f32>| -> Result<(), ModelError> { panic!("the challenger is on fire") };
+        let forgets = |_: &[f32], _: &mut Vec<f32>| Ok(());
+        for challenger in [named("bad@1", panic), named("bad@2", forgets)] {
+            handover.challenger(Some(challenger));
+            for _ in 0..2 {
+                let answer = thread.submit(vec![0.0; 2]).unwrap().wait().unwrap();
+                assert_eq!((answer.scores, answer.challenger.is_none()), (vec![0.5], true));
+            }
+        }
     }
 }

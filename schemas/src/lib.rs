@@ -36,6 +36,8 @@ pub mod topics {
     pub const TRANSACTIONS: &str = "transactions";
     pub const LABELS: &str = "labels";
     pub const SCORES: &str = "scores";
+    /// What the challenger says of the transactions: scores that decide nothing.
+    pub const CHALLENGER_SCORES: &str = "challenger-scores";
     pub const ALERTS: &str = "alerts";
     pub const DEAD_LETTERS: &str = "dead-letters";
     /// What became known of cards and terminals, by entity.
@@ -45,5 +47,6 @@ pub mod topics {
     pub const ENTITY_EVENTS: &str = "entity-events";
 
     /// All of them: what a log must have before anything starts.
-    pub const ALL: [&str; 7] = [TRANSACTIONS, LABELS, PROFILES, SCORES, ALERTS, DEAD_LETTERS, ENTITY_EVENTS];
+    pub const ALL: [&str; 8] =
+        [TRANSACTIONS, LABELS, PROFILES, SCORES, CHALLENGER_SCORES, ALERTS, DEAD_LETTERS, ENTITY_EVENTS];
 }

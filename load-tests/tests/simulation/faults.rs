@@ -89,6 +89,10 @@ impl Log for FaultyLog {
         self.log.committed(group, partition)
     }
 
+    fn committed_metadata(&self, group: &str, partition: &TopicPartition) -> Result<String> {
+        self.log.committed_metadata(group, partition)
+    }
+
     fn join(&self, group: &str, member: &str, topics: &[&str]) -> Result<Box<dyn Consumer>> {
         let consumer = self.log.join(group, member, topics)?;
         Ok(Box::new(FaultyConsumer { consumer, faults: Arc::clone(&self.faults) }))

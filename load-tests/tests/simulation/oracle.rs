@@ -66,7 +66,7 @@ pub fn check(log: &dyn Log, features: &FeatureSet, model: &ModelThread, fed: &[C
     assert!(scores.is_empty(), "I1: scores of no record: {scores:?}");
     assert!(dead_letters.is_empty(), "I1: dead letters of no record: {dead_letters:?}");
     if !rows.is_empty() {
-        let again = model.submit(rows).unwrap().wait().unwrap();
+        let again = model.submit(rows).unwrap().wait().unwrap().scores;
         for (score, again) in of_rows.iter().zip(again) {
             assert_eq!(score.score.to_bits(), again.to_bits(), "the same vector scores the same: {score:?}");
         }

@@ -79,7 +79,7 @@ pub(crate) fn run(command: &DeadLettersCommand) -> anyhow::Result<()> {
         }
         if !args.dry_run {
             let offsets: Vec<(TopicPartition, u64)> = offsets.into_iter().collect();
-            let commit = Commit { outputs: &outbox, offsets: &offsets, checkpoint: None };
+            let commit = Commit { outputs: &outbox, offsets: &offsets, metadata: "", checkpoint: None };
             consumer.commit(&commit).context("putting dead letters back; run it again, nothing is repeated")?;
         }
         outbox.clear();

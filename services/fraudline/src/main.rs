@@ -6,9 +6,11 @@ mod dead_letters;
 mod evaluate;
 mod features;
 mod feeder;
+mod model;
 mod profiles;
 mod progress;
 mod records;
+mod replay;
 mod service;
 mod simulate;
 mod source;
@@ -53,6 +55,9 @@ enum Command {
     /// The online store
     #[command(subcommand)]
     Store(store::StoreCommand),
+    /// The registry of models: which versions there are, and which of them serves
+    #[command(subcommand)]
+    Model(model::ModelCommand),
     /// Records that could not be processed
     #[command(subcommand)]
     DeadLetters(dead_letters::DeadLettersCommand),
@@ -62,6 +67,8 @@ enum Command {
     Simulate(simulate::SimulateArgs),
     /// Train a model on recorded or simulated transactions
     Train(train::TrainArgs),
+    /// Score history again by another model, into a topic of its own
+    Replay(replay::ReplayArgs),
     /// Evaluate a model on recorded or simulated transactions
     Evaluate(evaluate::EvaluateArgs),
 }
@@ -90,10 +97,12 @@ fn main() -> anyhow::Result<()> {
         Command::Features(command) => features::run(&command),
         Command::Profiles(command) => profiles::run(&command),
         Command::Store(command) => store::run(&command),
+        Command::Model(command) => model::run(&command),
         Command::DeadLetters(command) => dead_letters::run(&command),
         Command::Tail(args) => tail::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Evaluate(args) => evaluate::run(&args),
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
-use schemas::topics;
 use scorer::log::{Delivery, EmbeddedLog, EmbeddedOptions, KafkaLog, Log, LogError};
 
 use crate::config::ConfigArgs;
@@ -15,7 +14,8 @@ use crate::up::RUNNING_FILE;
 
 #[derive(Debug, Args)]
 pub(crate) struct TailArgs {
-    topic: TailTopic,
+    /// transactions, labels, profiles, scores, challenger-scores, alerts, dead-letters, or what `fraudline replay` wrote
+    topic: String,
     /// Data directory to read; without it, a running `fraudline up` is asked at --url
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
@@ -35,16 +35,6 @@ pub(crate) struct TailArgs {
     follow: bool,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum TailTopic {
-    Transactions,
-    Labels,
-    Profiles,
-    Scores,
-    Alerts,
-    DeadLetters,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Begin {
     Beginning,
@@ -57,21 +47,13 @@ enum Source {
 }
 
 pub(crate) fn run(args: &TailArgs) -> anyhow::Result<()> {
-    let topic = match args.topic {
-        TailTopic::Transactions => topics::TRANSACTIONS,
-        TailTopic::Labels => topics::LABELS,
-        TailTopic::Profiles => topics::PROFILES,
-        TailTopic::Scores => topics::SCORES,
-        TailTopic::Alerts => topics::ALERTS,
-        TailTopic::DeadLetters => topics::DEAD_LETTERS,
-    };
     let source = open(args)?;
     // Without --follow the end is of no use.
     let begin = args.from.unwrap_or(if args.follow { Begin::End } else { Begin::Beginning });
     let mut from = if begin == Begin::Beginning { "beginning".to_owned() } else { "end".to_owned() };
     let mut out = BufWriter::new(std::io::stdout().lock());
     loop {
-        let page = source.page(topic, &from)?;
+        let page = source.page(&args.topic, &from)?;
         for record in &page.records {
             let line = serde_json::to_string(record)?;
             match writeln!(out, "{line}") {

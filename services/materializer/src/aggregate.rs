@@ -179,7 +179,7 @@ impl Aggregator {
                 checkpoint.partitions.push(states.checkpoint(|state| view.evict(state, through)));
             }
         }
-        let commit = Commit { outputs: &self.outbox, offsets: &offsets, checkpoint: Some(&checkpoint) };
+        let commit = Commit { outputs: &self.outbox, offsets: &offsets, metadata: "", checkpoint: Some(&checkpoint) };
         let Some(consumer) = &mut self.consumer else { return Ok(()) };
         let committed = match consumer.commit(&commit) {
             Err(LogError::Fenced(_)) => {

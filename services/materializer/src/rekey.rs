@@ -247,7 +247,7 @@ impl Rekeyer {
         let partitions = self.partitions.values_mut().filter(|states| states.is_ahead_of_store());
         let checkpoint = Checkpoint { partitions: partitions.map(|states| states.checkpoint(|_| ())).collect() };
         let offsets: Vec<(TopicPartition, u64)> = std::mem::take(&mut self.offsets).into_iter().collect();
-        let commit = Commit { outputs: &self.outbox, offsets: &offsets, checkpoint: Some(&checkpoint) };
+        let commit = Commit { outputs: &self.outbox, offsets: &offsets, metadata: "", checkpoint: Some(&checkpoint) };
         let Some(consumer) = &mut self.consumer else { return Ok(false) };
         let committed = match consumer.commit(&commit) {
             Err(LogError::Fenced(_)) => {

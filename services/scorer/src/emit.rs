@@ -12,12 +12,9 @@ use crate::log::{Commit, Committed, Consumer, Header, Outbox, TopicPartition};
 use crate::score::Scored;
 use crate::worker::checkpointed_offsets;
 
-/// What a score is written with.
+/// What scores are written with, whichever model they are of.
 #[derive(Clone, Debug)]
 pub struct EmitOptions {
-    /// `name@version` of the model.
-    pub model: Id,
-    pub threshold: f32,
     pub layout: FeatureLayout,
     /// Which share of the scores carries the vector they were made from, 0 to 1: chosen by a hash of the transaction's id, so
     /// the same after a replay.
@@ -38,45 +35,38 @@ pub struct Emitted {
 
 /// Writes a batch's scores, alerts and dead letters to `outbox`; returns how many alerts.
 pub fn write(options: &EmitOptions, outbox: &mut Outbox, batch: &Scored, now_us: i64) -> u64 {
-    let transactions = Id::const_new(topics::TRANSACTIONS);
     let mut alerts = 0;
     let mut rows = batch.rows.chunks_exact(options.layout.width().max(1));
-    for (event, &score) in batch.events.iter().zip(&batch.scores) {
-        let row = rows.next().unwrap_or_default();
-        let source = SourcePosition { topic: transactions.clone(), partition: event.partition, offset: event.offset };
-        let alert = score >= options.threshold;
-        if alert {
-            alerts += 1;
-            write_alert(options, outbox, event, score, source.clone(), row, now_us);
+    let mut events = batch.events.iter();
+    for answer in &batch.answers {
+        let model = Verdict { label: Id::from(answer.model.label.as_str()), threshold: answer.model.threshold };
+        for (&score, event) in answer.scores.iter().zip(&mut events) {
+            let row = rows.next().unwrap_or_default();
+            let mut score = model.score(event, score);
+            if score.alert {
+                alerts += 1;
+                write_alert(options, outbox, event, &score, model.threshold, row, now_us);
+            }
+            score.features = is_logged(options.log_features, &event.transaction.transaction_id)
+                .then(|| row.iter().map(|&value| present(value)).collect());
+            write_score(outbox, topics::SCORES, &score, now_us);
         }
-        let transaction = &event.transaction;
-        let score = Score {
-            transaction_id: transaction.transaction_id.clone(),
-            card_id: transaction.card_id.clone(),
-            event_time: transaction.event_time,
-            score,
-            alert,
-            model: options.model.clone(),
-            source,
-            features: is_logged(options.log_features, &transaction.transaction_id)
-                .then(|| row.iter().map(|&value| present(value)).collect()),
-        };
-        outbox.push(topics::SCORES, transaction.card_id.as_bytes(), now_us, |out| {
-            serde_json::to_writer(out, &score).expect("a score holds nothing that JSON can't");
-        });
     }
+    write_challenger(outbox, batch, now_us);
     for dead_letter in &batch.dead_letters {
         write_dead_letter(outbox, topics::TRANSACTIONS, dead_letter, "scorer", "ingest");
     }
     alerts
 }
 
-/// Writes a batch's outputs and commits it. `outbox` is an empty buffer, and is again afterwards.
+/// Writes a batch's outputs and commits it, with `metadata` beside the offsets. `outbox` is an empty buffer, and is again
+/// afterwards.
 pub fn emit(
     options: &EmitOptions,
     consumer: &mut dyn Consumer,
     outbox: &mut Outbox,
     batch: Scored,
+    metadata: &str,
     checkpoint: Option<&Checkpoint>,
     now_us: i64,
 ) -> Result<Emitted> {
@@ -88,7 +78,7 @@ pub fn emit(
             offsets.push((TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition }, next));
         }
     }
-    let committed = consumer.commit(&Commit { outputs: outbox, offsets: &offsets, checkpoint });
+    let committed = consumer.commit(&Commit { outputs: outbox, offsets: &offsets, metadata, checkpoint });
     outbox.clear();
     Ok(Emitted {
         scores: batch.events.len() as u64,
@@ -98,6 +88,55 @@ pub fn emit(
         next: batch.next,
         committed: committed?,
     })
+}
+
+/// The model that decides, or that would have.
+struct Verdict {
+    /// `name@version`.
+    label: Id,
+    threshold: f32,
+}
+
+impl Verdict {
+    /// The score of an event, without its vector.
+    fn score(&self, event: &Event, score: f32) -> Score {
+        let transaction = &event.transaction;
+        Score {
+            transaction_id: transaction.transaction_id.clone(),
+            card_id: transaction.card_id.clone(),
+            event_time: transaction.event_time,
+            score,
+            alert: score >= self.threshold,
+            model: self.label.clone(),
+            source: SourcePosition {
+                topic: Id::const_new(topics::TRANSACTIONS),
+                partition: event.partition,
+                offset: event.offset,
+            },
+            features: None,
+        }
+    }
+}
+
+/// Writes a score to `topic`, keyed by its card.
+pub fn write_score(outbox: &mut Outbox, topic: &str, score: &Score, now_us: i64) {
+    outbox.push(topic, score.card_id.as_bytes(), now_us, |out| {
+        serde_json::to_writer(out, score).expect("a score holds nothing that JSON can't");
+    });
+}
+
+/// Writes what the challenger says, of those events that it was asked about.
+fn write_challenger(outbox: &mut Outbox, batch: &Scored, now_us: i64) {
+    let mut begin = 0;
+    for answer in &batch.answers {
+        let events = &batch.events[begin..begin + answer.scores.len()];
+        begin += answer.scores.len();
+        let Some(challenger) = &answer.challenger else { continue };
+        let model = Verdict { label: Id::from(challenger.model.label.as_str()), threshold: challenger.model.threshold };
+        for (event, &score) in events.iter().zip(&challenger.scores) {
+            write_score(outbox, topics::CHALLENGER_SCORES, &model.score(event, score), now_us);
+        }
+    }
 }
 
 fn is_logged(share: f64, transaction_id: &Id) -> bool {
@@ -113,8 +152,8 @@ fn write_alert(
     options: &EmitOptions,
     outbox: &mut Outbox,
     event: &Event,
-    score: f32,
-    source: SourcePosition,
+    score: &Score,
+    threshold: f32,
     row: &[f32],
     now_us: i64,
 ) {
@@ -127,10 +166,10 @@ fn write_alert(
         terminal_id: transaction.terminal_id.clone(),
         event_time: transaction.event_time,
         amount: transaction.amount,
-        score,
-        threshold: options.threshold,
-        model: options.model.clone(),
-        source,
+        score: score.score,
+        threshold,
+        model: score.model.clone(),
+        source: score.source.clone(),
         features,
     };
     outbox.push(topics::ALERTS, transaction.card_id.as_bytes(), now_us, |out| {

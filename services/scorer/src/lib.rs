@@ -10,6 +10,7 @@ pub mod ingest;
 pub mod join;
 pub mod log;
 pub mod metrics;
+mod promoted;
 pub mod score;
 pub mod states;
 pub mod worker;
@@ -50,6 +51,17 @@ pub enum ScorerError {
          {committed} were committed. The store belongs to another log; start with an empty one"
     )]
     StoreAhead { view: String, partition: log::TopicPartition, stored: u64, committed: u64 },
+    /// It passes by itself, once the registry tells this process of the promotion that another one has followed.
+    #[error(
+        "{partition} was scored by the model of {committed} already, and this process has that of {served}: its scores would go \
+         back to an older model. {reason}"
+    )]
+    ModelBehind {
+        partition: log::TopicPartition,
+        committed: models::Promotion,
+        served: models::Promotion,
+        reason: String,
+    },
     /// Records that the stored states lack are gone.
     #[error(
         "{partition}: the stored states of {view} end at offset {stored}, and retention has removed what follows up to \

@@ -1,6 +1,6 @@
 //! Score: vectors to the model thread, probabilities back.
 
-use models::{ModelThread, Pending};
+use models::{Answer, ModelThread, Pending};
 
 use crate::Result;
 use crate::assemble::Assembled;
@@ -18,8 +18,8 @@ pub struct Scoring {
 pub struct Scored {
     pub events: Vec<Event>,
     pub rows: Vec<f32>,
-    /// Calibrated probability of fraud, one an event.
-    pub scores: Vec<f32>,
+    /// What the model says of the events: each answer of as many of them as it has scores, one after another.
+    pub answers: Vec<Answer>,
     pub dead_letters: Vec<DeadLetter>,
     pub next: Vec<(u32, u64)>,
 }
@@ -35,7 +35,7 @@ impl Scored {
     pub fn append(&mut self, mut later: Scored) {
         self.events.append(&mut later.events);
         self.rows.append(&mut later.rows);
-        self.scores.append(&mut later.scores);
+        self.answers.append(&mut later.answers);
         self.dead_letters.append(&mut later.dead_letters);
         for (partition, next) in later.next {
             match self.next.iter_mut().find(|(known, _)| *known == partition) {
@@ -54,8 +54,8 @@ impl Scoring {
 
     /// Waits for the scores.
     pub fn wait(self) -> Result<Scored> {
-        let scores = self.pending.map(Pending::wait).transpose()?.unwrap_or_default();
+        let answers = self.pending.map(Pending::wait).transpose()?.into_iter().collect();
         let Assembled { events, rows, dead_letters, next } = self.batch;
-        Ok(Scored { events, rows, scores, dead_letters, next })
+        Ok(Scored { events, rows, answers, dead_letters, next })
     }
 }

@@ -16,6 +16,7 @@ use crate::ingest::{DeadLetter, Ingested, PartitionIngest, TimeRules};
 use crate::join::{Join, OwnedPartitions, join};
 use crate::log::{Committed, Consumer, Log, LogError, Outbox, Polled, Record, TopicPartition};
 use crate::metrics::{PartitionMetrics, WorkerMetrics, seconds};
+use crate::promoted::Promoted;
 use crate::score::{Scoring, submit};
 use crate::states::{PartitionStates, Recovery};
 use crate::{Clock, GROUP, Result, ScorerError, assemble};
@@ -36,6 +37,9 @@ pub struct WorkerOptions {
     /// How long a join may wait for a view that lags. After it the view is taken as it is, and
     /// the event counted as a violation of I2.
     pub view_wait_max: Duration,
+    /// How long the registry is waited for when a partition is assigned, which may have been scored by a model that this
+    /// process has yet to hear of. After it, the model that serves goes on where it is not older than that one.
+    pub registry_wait_max: Duration,
     /// How far ahead of its record an event may be.
     pub future_skew: Duration,
     /// Which share of the scores carries the vector they were made from, 0 to 1.
@@ -50,6 +54,7 @@ impl Default for WorkerOptions {
             checkpoint_interval: Duration::from_secs(1),
             state_bytes_max: 256 << 20,
             view_wait_max: Duration::from_secs(60),
+            registry_wait_max: Duration::from_secs(10),
             future_skew: Duration::from_secs(300),
             log_features: 0.0,
         }
@@ -135,6 +140,7 @@ pub struct Worker {
     waiting: Option<(Ingested, i64)>,
     in_flight: VecDeque<Scoring>,
     outbox: Outbox,
+    promoted: Promoted,
     checkpointed_us: i64,
     metrics: WorkerMetrics,
 }
@@ -144,12 +150,8 @@ impl Worker {
     /// Refuses a model that was trained on another layout than the definitions give (I4).
     pub fn start(context: Context, options: WorkerOptions, index: usize) -> Result<Worker> {
         context.model.layout().accept(context.features.layout())?;
-        let emit_options = EmitOptions {
-            model: Id::from(context.model.version()),
-            threshold: context.model.threshold(),
-            layout: context.features.layout().clone(),
-            log_features: options.log_features,
-        };
+        let emit_options =
+            EmitOptions { layout: context.features.layout().clone(), log_features: options.log_features };
         let checkpointed_us = (context.clock)();
         let metrics = WorkerMetrics::bind(index, &context.features);
         Ok(Worker {
@@ -163,21 +165,22 @@ impl Worker {
             waiting: None,
             in_flight: VecDeque::new(),
             outbox: Outbox::default(),
+            promoted: Promoted::default(),
             checkpointed_us,
             metrics,
         })
     }
 
     /// Steps until `stop` is set, then drains: what was polled is committed and the states are
-    /// checkpointed. While the brokers are away it tries again.
+    /// checkpointed. While the brokers or the registry are away it tries again.
     pub fn run(mut self, stop: &AtomicBool) -> Result<()> {
         let mut backoff = Backoff::default();
         while !stop.load(Relaxed) {
             match self.step(Duration::from_millis(20)) {
                 Ok(Step::WaitingForView) => std::thread::sleep(Duration::from_micros(200)),
                 Ok(_) => backoff.reset(),
-                Err(ScorerError::Log(LogError::Unavailable(reason))) => {
-                    tracing::warn!(member = self.member, "{reason}; trying again");
+                Err(error @ (ScorerError::Log(LogError::Unavailable(_)) | ScorerError::ModelBehind { .. })) => {
+                    tracing::warn!(member = self.member, "{error}; trying again");
                     backoff.wait(stop);
                 }
                 Err(error) => return Err(error),
@@ -350,8 +353,12 @@ impl Worker {
         let due = checkpoint_due && self.waiting.is_none();
         let checkpoint = due.then(|| self.take_checkpoint());
         let now_us = (self.context.clock)();
+        self.promoted.note(&scored.answers);
+        let metadata = self.promoted.metadata();
         let Some(consumer) = &mut self.consumer else { return Ok(()) };
-        let emitted = emit(&self.emit_options, &mut **consumer, &mut self.outbox, scored, checkpoint.as_ref(), now_us);
+        let checkpointed = checkpoint.as_ref();
+        let emitted =
+            emit(&self.emit_options, &mut **consumer, &mut self.outbox, scored, &metadata, checkpointed, now_us);
         let emitted = match emitted {
             Err(ScorerError::Log(LogError::Fenced(partition))) => {
                 self.fenced(&partition);
@@ -373,7 +380,13 @@ impl Worker {
     fn checkpoint(&mut self) -> Result<()> {
         let checkpoint = self.take_checkpoint();
         let offsets = checkpointed_offsets(&checkpoint);
-        let commit = crate::log::Commit { outputs: &self.outbox, offsets: &offsets, checkpoint: Some(&checkpoint) };
+        let metadata = self.promoted.metadata();
+        let commit = crate::log::Commit {
+            outputs: &self.outbox,
+            offsets: &offsets,
+            metadata: &metadata,
+            checkpoint: Some(&checkpoint),
+        };
         let Some(consumer) = &mut self.consumer else { return Ok(()) };
         match consumer.commit(&commit) {
             Err(LogError::Fenced(partition)) => {
@@ -481,6 +494,7 @@ impl Worker {
         self.partitions.clear();
         self.partition_metrics.clear();
         self.outbox.clear();
+        self.promoted = Promoted::default();
         self.consumer = None;
     }
 
@@ -500,6 +514,8 @@ impl Worker {
             return Ok(());
         }
         self.forget(revoked);
+        let Context { log, model, .. } = &self.context;
+        self.promoted.catch_up(&**log, model, &assigned, self.options.registry_wait_max)?;
         let rules = TimeRules {
             allowed_lateness: self.context.features.allowed_lateness(),
             future_skew: self.options.future_skew,

@@ -60,8 +60,13 @@ struct Report {
 
 pub fn run(args: BadInputArgs) -> anyhow::Result<bool> {
     println!("seed {}; again with: load-tests bad-input --seed {} --records {}", args.seed, args.seed, args.records);
-    let settings =
-        Settings { store: args.store, partitions: PARTITIONS, delivery: DeliveryArg::ExactlyOnce, log_features: false };
+    let settings = Settings {
+        store: args.store,
+        partitions: PARTITIONS,
+        delivery: DeliveryArg::ExactlyOnce,
+        log_features: false,
+        registry: false,
+    };
     let mut environment = Environment::new(&args.environment, settings)?;
     let report = spoil(&args, &environment)?;
     write_report(&report, args.report.as_deref())?;

@@ -136,6 +136,7 @@ pub fn run(args: ChaosArgs) -> anyhow::Result<bool> {
         partitions: args.partitions,
         delivery: DeliveryArg::ExactlyOnce,
         log_features: true,
+        registry: false,
     };
     let mut environment = Environment::new(&args.environment, settings)?;
     let report = torment(&args, &environment)?;

@@ -73,7 +73,12 @@ pub struct Settings {
     pub partitions: u32,
     pub delivery: DeliveryArg,
     pub log_features: bool,
+    /// Whether scorers follow the champion of [`MODEL`] in a registry of the run's own, instead of the model in the binary.
+    pub registry: bool,
 }
+
+/// The model in a run's registry.
+pub const MODEL: &str = "fraud";
 
 /// Topics, states and a folder of one run; gone when dropped.
 pub struct Environment {
@@ -130,7 +135,7 @@ impl Environment {
     }
 
     fn yaml(&self) -> String {
-        let Settings { partitions, delivery, log_features, .. } = self.settings;
+        let Settings { partitions, delivery, log_features, registry, .. } = self.settings;
         let delivery = match delivery {
             DeliveryArg::ExactlyOnce => "exactly_once",
             DeliveryArg::AtLeastOnce => "at_least_once",
@@ -143,6 +148,10 @@ impl Environment {
             self.prefix,
             u8::from(log_features),
         );
+        if registry {
+            let followed = format!("  registry: {:?}\n  name: {MODEL}\n  poll_interval: 200ms\n", self.registry());
+            text = text.replacen("model:\n", &format!("model:\n{followed}"), 1);
+        }
         let store = match self.settings.store {
             Store::Redis => {
                 let RedisOptions { urls, key_prefix, .. } = self.redis();
@@ -212,6 +221,11 @@ impl Environment {
     /// For the logs of processes.
     pub fn folder(&self) -> &Path {
         self.config.parent().unwrap_or(Path::new("."))
+    }
+
+    /// Where the registry of a run is, if it has one.
+    pub fn registry(&self) -> PathBuf {
+        self.folder().join("registry")
     }
 
     pub fn services_script(&self) -> PathBuf {

@@ -19,9 +19,9 @@ use crate::progress::Progress;
 const GROUP: &str = "load-tests";
 const POLL_MAX: usize = 10_000;
 /// Without any score for so long, no more are waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// One microsecond to an hour.
-const LATENCY_MAX_US: u64 = 3_600_000_000;
+pub const LATENCY_MAX_US: u64 = 3_600_000_000;
 
 #[derive(Debug, Args)]
 pub struct LatencyArgs {
@@ -85,19 +85,39 @@ struct Report {
 }
 
 #[derive(Clone, Copy, Debug, Serialize)]
-struct Latency {
-    count: u64,
-    mean: f64,
-    p50: u64,
-    p90: u64,
-    p99: u64,
-    p99_9: u64,
-    max: u64,
+pub struct Latency {
+    pub count: u64,
+    pub mean: f64,
+    pub p50: u64,
+    pub p90: u64,
+    pub p99: u64,
+    pub p99_9: u64,
+    pub max: u64,
+}
+
+impl Latency {
+    pub fn of(latency: &Histogram<u64>) -> Latency {
+        let at = |quantile| latency.value_at_quantile(quantile);
+        Latency {
+            count: latency.len(),
+            mean: latency.mean(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p99_9: at(0.999),
+            max: latency.max(),
+        }
+    }
 }
 
 pub fn run(args: LatencyArgs) -> anyhow::Result<bool> {
-    let settings =
-        Settings { store: args.store, partitions: args.partitions, delivery: args.delivery, log_features: false };
+    let settings = Settings {
+        store: args.store,
+        partitions: args.partitions,
+        delivery: args.delivery,
+        log_features: false,
+        registry: false,
+    };
     let environment = Environment::new(&args.environment, settings)?;
     let report = match args.rate {
         Rate::PerSecond(rate) => at_rate(&args, &environment, rate)?,
@@ -137,7 +157,6 @@ fn backlog(args: &LatencyArgs, environment: &Environment) -> anyhow::Result<Repo
 
 fn report(args: &LatencyArgs, rate: Option<u64>, events: u64, seen: &Seen, exits: Vec<Exit>) -> Report {
     let latency = &seen.latency;
-    let at = |quantile| latency.value_at_quantile(quantile);
     Report {
         delivery: args.delivery,
         store: args.store,
@@ -146,15 +165,7 @@ fn report(args: &LatencyArgs, rate: Option<u64>, events: u64, seen: &Seen, exits
         scores: seen.scores,
         repeated: seen.repeated,
         scores_per_second: seen.per_second(),
-        latency_us: (!latency.is_empty()).then(|| Latency {
-            count: latency.len(),
-            mean: latency.mean(),
-            p50: at(0.5),
-            p90: at(0.9),
-            p99: at(0.99),
-            p99_9: at(0.999),
-            max: latency.max(),
-        }),
+        latency_us: (!latency.is_empty()).then(|| Latency::of(latency)),
         exits,
     }
 }
@@ -199,7 +210,7 @@ fn at_rate(args: &LatencyArgs, environment: &Environment, rate: u64) -> anyhow::
     let mut seen = Seen::new(events)?;
     // Until the first scores come, the processes only start. These are events of their own.
     let plan = Plan { seed: args.seed, events, rate: Some(rate as f64), endless: false, spoiled_one_in: None };
-    wait_until_ready(environment, &mut fleet)?;
+    wait_until_ready(environment, &mut fleet, "a")?;
     let mut feeding = Feeding::start(environment, plan)?;
     let started_us = feeding.started_us;
     let mut progress = Progress::new("scoring", events);
@@ -220,13 +231,13 @@ fn at_rate(args: &LatencyArgs, environment: &Environment, rate: u64) -> anyhow::
     Ok(report(args, Some(rate), events, &seen, std::mem::take(&mut fleet.exits)))
 }
 
-/// Waits until the group of the scorers has its partitions: a scorer joins once its model is warm.
-fn wait_until_ready(environment: &Environment, fleet: &mut Fleet<'_>) -> anyhow::Result<()> {
+/// Waits until a scorer has its partitions: it joins once its model is warm.
+pub fn wait_until_ready(environment: &Environment, fleet: &mut Fleet<'_>, name: &str) -> anyhow::Result<()> {
     let deadline = Instant::now() + Duration::from_secs(120);
-    while !fleet.is_ready("a") {
+    while !fleet.is_ready(name) {
         environment.go_on()?;
         fleet.tick()?;
-        ensure!(Instant::now() < deadline, "the scorer is not ready after two minutes");
+        ensure!(Instant::now() < deadline, "scorer {name} is not ready after two minutes");
         std::thread::sleep(Duration::from_millis(100));
     }
     Ok(())
@@ -277,7 +288,7 @@ impl Seen {
 }
 
 /// A `read_committed` consumer of the scores.
-struct Scores {
+pub struct Scores {
     consumer: Box<dyn Consumer>,
     clock: scorer::Clock,
 }
@@ -288,14 +299,14 @@ struct IdOnly {
 }
 
 impl Scores {
-    fn join(environment: &Environment) -> anyhow::Result<Scores> {
+    pub fn join(environment: &Environment) -> anyhow::Result<Scores> {
         let log = environment.log("load-tests-scores")?;
         Ok(Scores { consumer: log.join(GROUP, "0", &[topics::SCORES])?, clock: system_clock() })
     }
 
     /// Calls `each` with the number of every transaction whose score has come, and when it came;
     /// returns how many that were.
-    fn poll(&mut self, mut each: impl FnMut(u64, i64)) -> anyhow::Result<usize> {
+    pub fn poll(&mut self, mut each: impl FnMut(u64, i64)) -> anyhow::Result<usize> {
         match self.consumer.poll(topics::SCORES, POLL_MAX, Duration::from_millis(50)) {
             Ok(Polled::Records(records)) => {
                 let now_us = (self.clock)();

@@ -14,6 +14,7 @@ mod outages;
 mod overload;
 mod progress;
 mod stamps;
+mod swap;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,8 @@ enum Command {
     Overload(overload::OverloadArgs),
     /// Feed spoiled records; each must end as one score or one dead letter
     BadInput(bad_input::BadInputArgs),
+    /// Promote models under load; nothing may be lost, repeated or held up, nor go back to an older model
+    Swap(swap::SwapArgs),
     /// Feature servers side by side: latency at a rate, or the highest rate, and processor time
     Lookup(lookup::LookupArgs),
 }
@@ -49,6 +52,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Latency(args) => latency::run(args)?,
         Command::Overload(args) => overload::run(args)?,
         Command::BadInput(args) => bad_input::run(args)?,
+        Command::Swap(args) => swap::run(args)?,
         Command::Lookup(args) => lookup::run(args)?,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -80,6 +80,7 @@ pub fn run(args: OverloadArgs) -> anyhow::Result<bool> {
         partitions: args.partitions,
         delivery: DeliveryArg::ExactlyOnce,
         log_features: false,
+        registry: false,
     };
     let capacity = match args.rate_capacity {
         Some(capacity) => capacity,

@@ -85,8 +85,8 @@ fn store(config: &Config, runtime: &tokio::runtime::Runtime) -> anyhow::Result<S
 
 fn model(config: &Config) -> anyhow::Result<String> {
     let features = connect::features(config)?;
-    let model = connect::model(config)?;
+    let model = config.model.serve()?;
     model.layout().accept(features.layout())?;
     let (width, hash) = (features.layout().width(), features.layout().hash());
-    Ok(format!("{} on {}, {width} features, layout {hash}", model.version(), model.device()))
+    Ok(format!("{} on {}, {width} features, layout {hash}", model.model().label, model.device()))
 }

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use std::collections::BTreeMap;
 
+use anyhow::Context;
 use feature_store::{CqlOptions, RedisOptions};
+use models::{Artifact, Device, Follow, ModelThread, Registry, ServeOptions};
 use scorer::WorkerOptions;
 use scorer::log::kafka::{Sasl, Tls};
 use scorer::log::{Delivery, KafkaOptions};
@@ -134,18 +136,66 @@ pub(crate) struct FeaturesConfig {
     pub(crate) path: Option<PathBuf>,
 }
 
+/// What is served: an artifact, or what an alias of a registry stands at.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ModelConfig {
-    /// Folder of the artifact; the one in the binary if none.
+    /// Folder of the artifact; without it and without a registry, the model in the binary.
     pub(crate) path: Option<PathBuf>,
+    /// Folder of the registry. Moves of the aliases are followed without a pause.
+    pub(crate) registry: Option<PathBuf>,
+    /// Of the model in the registry.
+    pub(crate) name: Option<String>,
+    pub(crate) alias: String,
+    /// Alias of a model that scores beside it, into a topic of its own.
+    pub(crate) challenger: Option<String>,
+    /// How often the registry is looked at.
+    #[serde(deserialize_with = "span")]
+    pub(crate) poll_interval: Duration,
     /// `auto`, `cpu` or `cuda:N`.
     pub(crate) device: String,
 }
 
 impl Default for ModelConfig {
     fn default() -> ModelConfig {
-        ModelConfig { path: None, device: "auto".to_owned() }
+        ModelConfig {
+            path: None,
+            registry: None,
+            name: None,
+            alias: models::CHAMPION.to_owned(),
+            challenger: None,
+            poll_interval: Duration::from_secs(1),
+            device: "auto".to_owned(),
+        }
+    }
+}
+
+impl ModelConfig {
+    /// The model, loaded and warm.
+    pub(crate) fn serve(&self) -> anyhow::Result<ModelThread> {
+        let device: Device = self.device.parse().context("model.device in the configuration")?;
+        let options = ServeOptions { device, ..ServeOptions::default() };
+        let artifact = match (&self.path, &self.registry) {
+            (Some(_), Some(_)) => anyhow::bail!("the model has a `path` and a `registry`: leave one of them out"),
+            (None, Some(registry)) => {
+                let name =
+                    self.name.clone().context("the model has a `registry` and no `name`: say which of its models")?;
+                let follow = Follow {
+                    registry: Registry::open(registry)?,
+                    name,
+                    alias: self.alias.clone(),
+                    challenger: self.challenger.clone(),
+                    poll_interval: self.poll_interval,
+                };
+                return Ok(ModelThread::follow(follow, &options)?);
+            }
+            (_, None) if self.name.is_some() || self.challenger.is_some() => {
+                anyhow::bail!("the model has a `name` or a `challenger` and no `registry`: say where it is")
+            }
+            (Some(path), None) => Artifact::load(path)?,
+            (None, None) => Artifact::bundled()?,
+        };
+        Ok(ModelThread::start(artifact, &options)?)
     }
 }
 
@@ -169,6 +219,9 @@ pub(crate) struct ScorerConfig {
     pub(crate) view_cache_bytes: u64,
     #[serde(deserialize_with = "span")]
     pub(crate) view_wait_max: Duration,
+    /// How long the registry is waited for when partitions are assigned.
+    #[serde(deserialize_with = "span")]
+    pub(crate) registry_wait_max: Duration,
     #[serde(deserialize_with = "span")]
     pub(crate) future_skew: Duration,
     /// Which share of the scores carries the vector they were made from: 0.01, or 1 for all.
@@ -189,6 +242,7 @@ impl Default for ScorerConfig {
             state_bytes_max: options.state_bytes_max,
             view_cache_bytes: scorer::worker::VIEW_CACHE_BYTES,
             view_wait_max: options.view_wait_max,
+            registry_wait_max: options.registry_wait_max,
             future_skew: options.future_skew,
             log_features: options.log_features,
         }
@@ -276,6 +330,7 @@ impl Config {
             checkpoint_interval: scorer.checkpoint_interval,
             state_bytes_max: scorer.state_bytes_max / workers,
             view_wait_max: scorer.view_wait_max,
+            registry_wait_max: scorer.registry_wait_max,
             future_skew: scorer.future_skew,
             log_features: scorer.log_features,
         }

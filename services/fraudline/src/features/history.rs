@@ -13,15 +13,15 @@ const RECORDS: usize = 4096;
 
 /// A transaction that the scorer scores, and where it stands.
 #[derive(Debug)]
-pub(super) struct LoggedTransaction {
-    pub(super) partition: u32,
-    pub(super) offset: u64,
-    pub(super) transaction: Transaction,
+pub(crate) struct LoggedTransaction {
+    pub(crate) partition: u32,
+    pub(crate) offset: u64,
+    pub(crate) transaction: Transaction,
 }
 
 /// All transactions of a log up to its present end, merged so that none comes more than the allowed lateness before one that was
 /// given already: in any such order the views that others keep have the same values.
-pub(super) struct History<'a> {
+pub(crate) struct History<'a> {
     log: &'a dyn Log,
     partitions: Vec<Partition>,
     /// Records in the log, for a progress bar.
@@ -42,7 +42,7 @@ struct Partition {
 }
 
 impl<'a> History<'a> {
-    pub(super) fn open(
+    pub(crate) fn open(
         log: &'a dyn Log,
         features: &Arc<FeatureSet>,
         future_skew: Duration,
@@ -65,16 +65,16 @@ impl<'a> History<'a> {
     }
 
     /// Records of the log, and how many of them were read.
-    pub(super) fn progress(&self) -> (u64, u64) {
+    pub(crate) fn progress(&self) -> (u64, u64) {
         (self.records, self.read)
     }
 
     /// Whether the beginning of the log is no more.
-    pub(super) fn is_trimmed(&self) -> bool {
+    pub(crate) fn is_trimmed(&self) -> bool {
         self.partitions.iter().any(|partition| partition.first > 0)
     }
 
-    pub(super) fn next(&mut self) -> anyhow::Result<Option<LoggedTransaction>> {
+    pub(crate) fn next(&mut self) -> anyhow::Result<Option<LoggedTransaction>> {
         let heads = self.partitions.iter_mut().filter_map(|partition| {
             let newest = partition.head.as_ref().map(|(newest, _)| *newest)?;
             Some((newest, partition))
@@ -90,7 +90,7 @@ impl<'a> History<'a> {
 
     /// Takes all labels and profile updates of the log into `backfill`, those left out that the materializer takes for dead letters. They
     /// count from their own times on, so they may as well come first. `each_label` sees every label.
-    pub(super) fn side(
+    pub(crate) fn side(
         log: &dyn Log,
         features: &FeatureSet,
         backfill: &mut Backfill<'_>,
@@ -138,22 +138,36 @@ impl Partition {
 }
 
 /// Every record of a topic up to its present end, partition by partition.
-fn read_all(log: &dyn Log, topic: &str, mut each: impl FnMut(&Record)) -> anyhow::Result<()> {
-    for (number, kept) in log.topic(topic)?.offsets.into_iter().enumerate() {
-        let of = TopicPartition { topic: topic.to_owned(), partition: number as u32 };
-        let mut next = kept.start;
-        while next < kept.end {
-            let records = log.read(&of, next, RECORDS)?;
-            let Some(last) = records.last() else { break };
-            next = last.offset + 1;
-            records.iter().filter(|record| record.offset < kept.end).for_each(&mut each);
-        }
+pub(crate) fn read_all(log: &dyn Log, topic: &str, mut each: impl FnMut(&Record)) -> anyhow::Result<()> {
+    for partition in 0..log.ends(topic)?.len() as u32 {
+        let of = TopicPartition { topic: topic.to_owned(), partition };
+        read_partition(log, &of, |record| {
+            each(record);
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+/// Every record of a partition up to its present end.
+pub(crate) fn read_partition(
+    log: &dyn Log,
+    of: &TopicPartition,
+    mut each: impl FnMut(&Record) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let kept = log.topic(&of.topic)?.offsets[of.partition as usize].clone();
+    let mut next = kept.start;
+    while next < kept.end {
+        let records = log.read(of, next, RECORDS)?;
+        let Some(last) = records.last() else { break };
+        next = last.offset + 1;
+        records.iter().filter(|record| record.offset < kept.end).try_for_each(&mut each)?;
     }
     Ok(())
 }
 
 /// Vectors that scores carry, by where their transactions stand.
-pub(super) struct LoggedVectors<'a> {
+pub(crate) struct LoggedVectors<'a> {
     log: &'a dyn Log,
     /// For each partition of the scores, the next offset and the end.
     partitions: Vec<(u64, u64)>,
@@ -163,13 +177,13 @@ pub(super) struct LoggedVectors<'a> {
 }
 
 /// A vector as a score carries it.
-pub(super) struct LoggedVector {
-    pub(super) transaction_id: Id,
-    pub(super) values: Vec<Option<f32>>,
+pub(crate) struct LoggedVector {
+    pub(crate) transaction_id: Id,
+    pub(crate) values: Vec<Option<f32>>,
 }
 
 impl<'a> LoggedVectors<'a> {
-    pub(super) fn open(log: &'a dyn Log) -> anyhow::Result<LoggedVectors<'a>> {
+    pub(crate) fn open(log: &'a dyn Log) -> anyhow::Result<LoggedVectors<'a>> {
         let kept = log.topic(topics::SCORES)?.offsets;
         let scored = vec![0; log.ends(topics::TRANSACTIONS)?.len()];
         let partitions = kept.into_iter().map(|kept| (kept.start, kept.end)).collect();
@@ -177,7 +191,7 @@ impl<'a> LoggedVectors<'a> {
     }
 
     /// The vector that the score of this transaction carries; `None` if there is no such score, or it carries none.
-    pub(super) fn take(&mut self, partition: u32, offset: u64) -> anyhow::Result<Option<LoggedVector>> {
+    pub(crate) fn take(&mut self, partition: u32, offset: u64) -> anyhow::Result<Option<LoggedVector>> {
         while self.scored.get(partition as usize).is_some_and(|&scored| scored <= offset) && self.read()? {}
         Ok(self.vectors.remove(&(partition, offset)))
     }

@@ -1,7 +1,7 @@
 //! `fraudline features`: what a definition file says and may say, and what its features come to over recorded transactions.
 
 mod backfill;
-mod history;
+pub(crate) mod history;
 mod table;
 mod verify;
 
@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 use feature_store::{DefinitionError, FeatureSet};
 use scorer::log::{Delivery, EmbeddedLog, EmbeddedOptions, KafkaLog, Log};
 
-use crate::config::ConfigArgs;
+use crate::config::{Config, ConfigArgs};
 use crate::service::connect;
 
 #[derive(Debug, Subcommand)]
@@ -51,6 +51,10 @@ pub(crate) struct OpenLog {
 }
 
 impl LogArgs {
+    pub(crate) fn config(&self) -> anyhow::Result<Config> {
+        self.config.load()
+    }
+
     pub(crate) fn open(&self, definitions: Option<&Path>) -> anyhow::Result<OpenLog> {
         let config = self.config.load()?;
         let features = match definitions {
@@ -93,7 +97,7 @@ pub(crate) fn run(command: &FeaturesCommand) -> anyhow::Result<()> {
 }
 
 /// As many as asked for, or as there are cores.
-fn threads(asked: Option<NonZero<usize>>) -> NonZero<usize> {
+pub(crate) fn threads(asked: Option<NonZero<usize>>) -> NonZero<usize> {
     asked.or_else(|| std::thread::available_parallelism().ok()).unwrap_or(NonZero::<usize>::MIN)
 }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use feature_store::{CqlStore, FeatureSet, OnlineStore, RedisStore, RemoteOptions, RemoteStore, Retry, StoreError};
-use models::{Artifact, Device, ModelThread, ServeOptions};
 use schemas::topics;
 use scorer::log::{KafkaLog, KafkaOptions, Log, LogError, TopicSpec};
 use scorer::worker::Backoff;
@@ -19,16 +18,6 @@ pub(crate) fn features(config: &Config) -> anyhow::Result<Arc<FeatureSet>> {
         Some(path) => FeatureSet::load(path)?,
         None => FeatureSet::bundled(),
     }))
-}
-
-/// The model, loaded and warm.
-pub(crate) fn model(config: &Config) -> anyhow::Result<ModelThread> {
-    let artifact = match &config.model.path {
-        Some(path) => Artifact::load(path)?,
-        None => Artifact::bundled()?,
-    };
-    let device: Device = config.model.device.parse().context("model.device in the configuration")?;
-    Ok(ModelThread::start(artifact, &ServeOptions { device, ..ServeOptions::default() })?)
 }
 
 /// The brokers, with all topics there; waits for brokers that are away. `None`: `stop` was set first.

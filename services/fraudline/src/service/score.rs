@@ -49,8 +49,8 @@ pub(crate) fn run(args: &ScoreArgs) -> anyhow::Result<()> {
     };
     let store = connect::store(&config, runtime.handle(), Retry::UntilStopped(Arc::clone(&stop)))?;
     // Loaded and warm before the group is joined: whoever joins can score.
-    let model = connect::model(&config)?;
-    tracing::info!(instance, url, model = model.version(), device = %model.device(), "scoring");
+    let model = config.model.serve()?;
+    tracing::info!(instance, url, model = model.model().label, device = %model.device(), "scoring");
 
     let views = scorer::worker::views(&*log, &store, &features, config.scorer.view_cache_bytes)?;
     let mut parts = Vec::new();

@@ -14,7 +14,7 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use feature_store::{FeatureSet, OnlineStore};
 use materializer::{Materializer, MaterializerOptions};
-use models::{Artifact, Device, ModelThread, ServeOptions};
+use models::ModelThread;
 use schemas::topics;
 use scorer::log::embedded::{Durability, EmbeddedOptions};
 use scorer::log::{EmbeddedLog, Log, TopicSpec};
@@ -22,6 +22,7 @@ use scorer::worker::Stats;
 use scorer::{Worker, WorkerOptions, system_clock};
 
 use crate::feeder::{Feeder, Outstanding, Pace, Rate};
+use crate::model::ModelArgs;
 use crate::records;
 use crate::service::{Part, install_metrics, runtime, spawn, start_http, watch_signals};
 use crate::source::SourceArgs;
@@ -58,12 +59,8 @@ pub(crate) struct UpArgs {
     /// Feature definitions [default: the Handbook's]
     #[arg(long, value_name = "FILE.yaml")]
     features: Option<PathBuf>,
-    /// Model artifact [default: the one in the binary]
-    #[arg(long, value_name = "DIR")]
-    model: Option<PathBuf>,
-    /// auto, cpu or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: Device,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Partitions of every topic; only for a new data directory
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
     partitions: u32,
@@ -123,18 +120,14 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     std::fs::write(data_dir.join(RUNNING_FILE), &url).context("writing to the data directory")?;
     watch_signals(&runtime, &interrupted);
 
-    let artifact = match &args.model {
-        Some(dir) => Artifact::load(dir)?,
-        None => Artifact::bundled()?,
-    };
-    let model = ModelThread::start(artifact, &ServeOptions { device: args.device, ..ServeOptions::default() })?;
+    let model = args.model.config().serve()?;
 
     let outstanding = Outstanding { stats: Arc::clone(&stats), backlog: lag(&*log)? };
     let pace = Pace { rate: args.rate(), outstanding: Some(outstanding), events_max: None };
     let mut feeder = Feeder::new(Arc::clone(&log) as Arc<dyn Log>, feed, pace);
     let resumed_at = feeder.resume()?;
-    let mut watch = Watch::new(Arc::clone(&log) as Arc<dyn Log>, feeder.frauds(), model.threshold());
-    let mut view = View::new(&url, &data_dir, model.version(), model.device(), resumed_at);
+    let mut watch = Watch::new(Arc::clone(&log) as Arc<dyn Log>, feeder.frauds(), model.model().threshold);
+    let mut view = View::new(&url, &data_dir, &model.model().label, model.device(), resumed_at);
 
     let stop = Arc::new(AtomicBool::new(false));
     let parts = start_parts(args, &log, &store, &features, &model, &stats, &stop)?;

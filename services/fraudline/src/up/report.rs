@@ -31,7 +31,9 @@ pub(super) struct Report {
     pub(super) latency_ms: Latency,
     /// Against what is fraud, whether its chargeback has come or not.
     pub(super) quality: Option<Evaluation>,
+    /// Of the model that served first; `quality` is at this one.
     pub(super) threshold: f32,
+    /// The one that served last.
     pub(super) model: String,
     pub(super) device: String,
     pub(super) feature_layout: String,
@@ -78,8 +80,8 @@ impl Report {
             events_per_second: scored as f64 / elapsed.as_secs_f64().max(1e-9),
             latency_ms: Latency::of(stats),
             quality: watch.quality(),
-            threshold: model.threshold(),
-            model: model.version().to_owned(),
+            threshold: watch.threshold(),
+            model: model.model().label.clone(),
             device: model.device().to_owned(),
             feature_layout: model.layout().hash().to_owned(),
         })

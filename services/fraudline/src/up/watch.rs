@@ -22,6 +22,7 @@ pub(super) struct Watch {
     scores: Vec<u64>,
     alerts: Vec<u64>,
     evaluation: StreamingEvaluation,
+    threshold: f32,
     recent_alerts: VecDeque<Alert>,
 }
 
@@ -41,6 +42,7 @@ impl Watch {
             scores: Vec::new(),
             alerts: Vec::new(),
             evaluation: StreamingEvaluation::new(threshold),
+            threshold,
             recent_alerts: VecDeque::new(),
         }
     }
@@ -72,6 +74,11 @@ impl Watch {
     /// The quality so far; `None` until there are scores of frauds and of legitimate payments.
     pub(super) fn quality(&self) -> Option<Evaluation> {
         self.evaluation.figures()
+    }
+
+    /// At which the quality's precision and recall are.
+    pub(super) fn threshold(&self) -> f32 {
+        self.threshold
     }
 
     /// The newest alerts, oldest first.

@@ -177,6 +177,8 @@ pub struct Commit<'a> {
     pub outputs: &'a Outbox,
     /// For each consumed partition the offset of the next record to be read.
     pub offsets: &'a [(TopicPartition, u64)],
+    /// What stands beside each of these offsets, for whoever has the partition next: [`Log::committed_metadata`].
+    pub metadata: &'a str,
     /// States to be written along, where the log and the online store can do so atomically.
     pub checkpoint: Option<&'a Checkpoint>,
 }
@@ -255,6 +257,9 @@ pub trait Log: Send + Sync + fmt::Debug {
 
     /// The offset that the group goes on from in the partition.
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<u64>>;
+
+    /// What was committed beside that offset; empty if nothing was.
+    fn committed_metadata(&self, group: &str, partition: &TopicPartition) -> Result<String>;
 
     /// Joins the group as `member`, a name that no other member of this process has; the consumer
     /// leaves the group when dropped. Its partitions come with its first polls.

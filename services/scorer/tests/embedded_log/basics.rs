@@ -144,7 +144,8 @@ fn a_commit_takes_outputs_offsets_and_states_along() {
         let mut outputs = Outbox::default();
         push(&mut outputs, "out", 0, 2, "A");
         let states = checkpoint("cards", 0, "c1", 1, b"state");
-        let commit = Commit { outputs: &outputs, offsets: &[(at("in", 0), 1)], checkpoint: Some(&states) };
+        let commit =
+            Commit { outputs: &outputs, offsets: &[(at("in", 0), 1)], metadata: "", checkpoint: Some(&states) };
         let committed = consumer.commit(&commit).unwrap();
         let expected = if atomic_checkpoints { Committed::WithCheckpoint } else { Committed::WithoutCheckpoint };
         assert_eq!(committed, expected);

@@ -38,7 +38,12 @@ fn run(log: &EmbeddedLog, mut committed: impl FnMut(u64)) {
         }
         let states = checkpoint("cards", 0, "card", next, &vec![next as u8; 300]);
         consumer
-            .commit(&Commit { outputs: &outputs, offsets: &[(at("in", 0), next)], checkpoint: Some(&states) })
+            .commit(&Commit {
+                outputs: &outputs,
+                offsets: &[(at("in", 0), next)],
+                metadata: "",
+                checkpoint: Some(&states),
+            })
             .unwrap();
         committed(next);
     }

@@ -57,7 +57,12 @@ fn a_lost_partition_cant_be_committed() {
     push(&mut outputs, "a", 0, 1, "output");
     let states = checkpoint("cards", 0, "c", 1, b"s");
     let both = [(at("a", 0), 2), (at("a", 1), 2)];
-    assert!(fenced(first.commit(&Commit { outputs: &outputs, offsets: &both, checkpoint: Some(&states) })));
+    assert!(fenced(first.commit(&Commit {
+        outputs: &outputs,
+        offsets: &both,
+        metadata: "",
+        checkpoint: Some(&states)
+    })));
     assert_eq!(log.topic("a").unwrap().offsets[0], 0..2);
     assert_eq!(log.committed("g", &at("a", 0)).unwrap(), None);
     assert_eq!(ready(log.store().read("cards", &["c"], &[])).unwrap().states, [None]);

@@ -68,7 +68,7 @@ fn rebalanced(consumer: &mut dyn Consumer, topic: &str) -> (Vec<TopicPartition>,
 }
 
 fn commit_offsets(consumer: &mut dyn Consumer, offsets: &[(TopicPartition, u64)]) -> scorer::log::Result<Committed> {
-    consumer.commit(&Commit { outputs: &Outbox::default(), offsets, checkpoint: None })
+    consumer.commit(&Commit { outputs: &Outbox::default(), offsets, metadata: "", checkpoint: None })
 }
 
 /// A state of `view` and the watermark, both at `offset`.

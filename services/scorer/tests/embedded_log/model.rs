@@ -270,7 +270,12 @@ impl World {
             offsets.push((at("in", *partition), next));
             states.partitions.extend(checkpoint("v", *partition, &format!("k{partition}"), next, b"s").partitions);
         }
-        match member.consumer.commit(&Commit { outputs: &outputs, offsets: &offsets, checkpoint: Some(&states) }) {
+        match member.consumer.commit(&Commit {
+            outputs: &outputs,
+            offsets: &offsets,
+            metadata: "",
+            checkpoint: Some(&states),
+        }) {
             Ok(committed) => {
                 assert_eq!(committed, Committed::WithCheckpoint);
                 for (partition, records) in std::mem::take(&mut member.pending) {

@@ -104,7 +104,9 @@ fn speed() {
             payload += outputs.iter().map(|record| record.key.len() + record.value.len()).sum::<usize>();
             let offsets: Vec<_> = (0..).zip(position).map(|(partition, next)| (at("in", partition), next)).collect();
             let start = Instant::now();
-            consumer.commit(&Commit { outputs: &outputs, offsets: &offsets, checkpoint: Some(&states) }).unwrap();
+            consumer
+                .commit(&Commit { outputs: &outputs, offsets: &offsets, metadata: "", checkpoint: Some(&states) })
+                .unwrap();
             committed.push(start.elapsed().as_nanos() as f64 / RECORDS as f64);
         }
         let (_, cpu_after) = usage();

@@ -83,7 +83,7 @@ fn commit(consumer: &mut dyn Consumer, from: &str, out: &str, records: &[Record]
         offsets.retain(|(partition, _)| partition.partition != record.partition);
         offsets.push((at(from, record.partition), record.offset + 1));
     }
-    consumer.commit(&Commit { outputs: &outbox, offsets: &offsets, checkpoint: None })
+    consumer.commit(&Commit { outputs: &outbox, offsets: &offsets, metadata: "", checkpoint: None })
 }
 
 /// Polls until records come; takes what the group decides as a worker would.

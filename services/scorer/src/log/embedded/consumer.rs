@@ -103,7 +103,7 @@ impl EmbeddedConsumer {
                 topic,
                 partition,
                 since,
-                position: committed.unwrap_or(start),
+                position: committed.map_or(start, |(offset, _)| offset),
                 batch: None,
                 turn: 0,
             });
@@ -186,7 +186,8 @@ impl Consumer for EmbeddedConsumer {
         let checkpoint = commit.checkpoint.filter(|_| self.log.options.atomic_checkpoints);
         self.log.write(outputs, |batch| {
             for (topic, _, partition, offset) in &claims {
-                self.log.storage.put_offset(batch, &self.group.name, *topic, partition.partition, *offset);
+                let committed = (*offset, commit.metadata);
+                self.log.storage.put_offset(batch, &self.group.name, *topic, partition.partition, committed);
             }
             checkpoint.map(|checkpoint| self.log.store.stage(batch, checkpoint))
         })?;

@@ -375,7 +375,13 @@ impl Log for EmbeddedLog {
 
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<u64>> {
         let topic = self.inner.topic_state(&partition.topic)?;
-        self.inner.storage.offset(group, topic.id, partition.partition)
+        Ok(self.inner.storage.offset(group, topic.id, partition.partition)?.map(|(offset, _)| offset))
+    }
+
+    fn committed_metadata(&self, group: &str, partition: &TopicPartition) -> Result<String> {
+        let topic = self.inner.topic_state(&partition.topic)?;
+        let committed = self.inner.storage.offset(group, topic.id, partition.partition)?;
+        Ok(committed.map(|(_, metadata)| metadata).unwrap_or_default())
     }
 
     fn join(&self, group: &str, _member: &str, topics: &[&str]) -> Result<Box<dyn Consumer>> {

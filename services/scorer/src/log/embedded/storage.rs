@@ -99,14 +99,26 @@ impl Storage {
         batch.insert(&self.meta, topic_key(&topic.spec.name), encode_topic(topic.id, &topic.spec));
     }
 
-    pub(super) fn put_offset(&self, batch: &mut OwnedWriteBatch, group: &str, topic: u32, partition: u32, offset: u64) {
-        batch.insert(&self.meta, offset_key(group, topic, partition), offset.to_be_bytes());
+    pub(super) fn put_offset(
+        &self,
+        batch: &mut OwnedWriteBatch,
+        group: &str,
+        topic: u32,
+        partition: u32,
+        (offset, metadata): (u64, &str),
+    ) {
+        let value = [&offset.to_be_bytes()[..], metadata.as_bytes()].concat();
+        batch.insert(&self.meta, offset_key(group, topic, partition), value);
     }
 
-    pub(super) fn offset(&self, group: &str, topic: u32, partition: u32) -> Result<Option<u64>> {
+    /// A committed offset, and the metadata behind it.
+    pub(super) fn offset(&self, group: &str, topic: u32, partition: u32) -> Result<Option<(u64, String)>> {
         let Some(value) = self.meta.get(offset_key(group, topic, partition)).map_err(storage)? else { return Ok(None) };
-        let offset = value[..].try_into().map_err(|_| LogError::Storage("a committed offset is damaged".to_owned()))?;
-        Ok(Some(u64::from_be_bytes(offset)))
+        let decoded = value.split_first_chunk().and_then(|(offset, metadata)| {
+            let metadata = std::str::from_utf8(metadata).ok()?;
+            Some((u64::from_be_bytes(*offset), metadata.to_owned()))
+        });
+        decoded.map(Some).ok_or_else(|| LogError::Storage("a committed offset is damaged".to_owned()))
     }
 
     /// All topics that were ever created, with what their partitions hold.

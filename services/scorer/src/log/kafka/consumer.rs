@@ -73,6 +73,7 @@ enum Outputs {
 #[derive(Default)]
 struct Consumed {
     offsets: BTreeMap<TopicPartition, u64>,
+    metadata: String,
     committed: Option<Instant>,
 }
 
@@ -255,7 +256,7 @@ impl KafkaConsumer {
         let committed = self.log.committed(&self.group, partitions)?;
         for (partition, committed) in partitions.iter().zip(committed) {
             let position = match committed {
-                Some(committed) => committed,
+                Some((committed, _)) => committed,
                 None => self.log.offsets(std::slice::from_ref(partition), Offset::Beginning)?[0],
             };
             positions.push((partition, Offset::Offset(position as i64)));
@@ -347,7 +348,9 @@ impl KafkaConsumer {
     /// Commits in one transaction. While the group rebalances a commit may be refused although the
     /// partitions stay here: it is tried again, until it is known who has them.
     fn transact(&mut self, commit: &Commit<'_>) -> Result<()> {
-        let offsets = self.log.positions(commit.offsets.iter().map(|(partition, offset)| (partition, offset)))?;
+        let offsets = self
+            .log
+            .positions(commit.offsets.iter().map(|(partition, offset)| (partition, offset)), commit.metadata)?;
         let deadline = Instant::now() + REBALANCE_WAIT;
         loop {
             let metadata = self.consumer.group_metadata().ok_or_else(|| {
@@ -397,11 +400,12 @@ impl KafkaConsumer {
         let Outputs::Idempotent { producer, consumed } = &mut self.outputs else { return Ok(()) };
         producer.deliver(commit.outputs, &|topic| self.log.options.prefixed(topic))?;
         consumed.offsets.extend(commit.offsets.iter().cloned());
+        commit.metadata.clone_into(&mut consumed.metadata);
         if commit.checkpoint.is_none() {
             return self.commit_consumed();
         }
         let offsets = std::mem::take(&mut consumed.offsets);
-        let list = self.log.positions(&offsets)?;
+        let list = self.log.positions(&offsets, commit.metadata)?;
         let deadline = Instant::now() + REBALANCE_WAIT;
         while let Err(error) = self.consumer.commit(&list, CommitMode::Sync) {
             self.serve()?;
@@ -423,7 +427,7 @@ impl KafkaConsumer {
         if consumed.offsets.is_empty() || recent {
             return Ok(());
         }
-        let list = self.log.positions(&consumed.offsets)?;
+        let list = self.log.positions(&consumed.offsets, &consumed.metadata)?;
         match self.consumer.commit(&list, CommitMode::Async) {
             Ok(()) => consumed.offsets.clear(),
             // The next time, then: nothing depends on them.

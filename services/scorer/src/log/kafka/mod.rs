@@ -170,12 +170,18 @@ impl Inner {
         Ok(list)
     }
 
-    /// The partitions as Kafka has them, each with the offset of its next record.
+    /// The partitions as Kafka has them, each with the offset of its next record, and all with the metadata.
     fn positions<'a>(
         &self,
         offsets: impl IntoIterator<Item = (&'a TopicPartition, &'a u64)>,
+        metadata: &str,
     ) -> Result<TopicPartitionList> {
-        self.list(offsets.into_iter().map(|(partition, &offset)| (partition, Offset::Offset(offset as i64))))
+        let list =
+            self.list(offsets.into_iter().map(|(partition, &offset)| (partition, Offset::Offset(offset as i64))))?;
+        if !metadata.is_empty() {
+            list.elements().iter_mut().for_each(|element| element.set_metadata(metadata));
+        }
+        Ok(list)
     }
 
     /// The offset of each element in the order of `partitions`.
@@ -226,8 +232,8 @@ impl Inner {
         Ok(Arc::clone(groups.entry(group.to_owned()).or_insert(Arc::new(consumer))))
     }
 
-    /// The committed offsets of a group. Waits for transactions that a former owner left open.
-    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<u64>>> {
+    /// The committed offsets of a group, each with its metadata. Waits for transactions that a former owner left open.
+    fn committed(&self, group: &str, partitions: &[TopicPartition]) -> Result<Vec<Option<(u64, String)>>> {
         let consumer = self.group(group)?;
         let timeout = self.options.request_timeout + self.options.transaction_timeout;
         let deadline = Instant::now() + timeout;
@@ -243,11 +249,14 @@ impl Inner {
                 Err(error) => return Err(self.explain(&format!("asking for the offsets of group {group}"), &error)),
             }
         };
-        let number = |offset: Offset| match offset {
-            Offset::Offset(offset) => u64::try_from(offset).ok(),
-            _ => None,
+        let committed = |partition: &TopicPartition| {
+            let found = list.find_partition(&self.options.prefixed(&partition.topic), partition.partition as i32)?;
+            match found.offset() {
+                Offset::Offset(offset) => Some((u64::try_from(offset).ok()?, found.metadata().to_owned())),
+                _ => None,
+            }
         };
-        Ok(self.in_order(partitions, &list).into_iter().map(number).collect())
+        Ok(partitions.iter().map(committed).collect())
     }
 
     fn read(&self, partition: &TopicPartition, from: u64, max_records: usize) -> Result<Vec<Record>> {
@@ -346,7 +355,13 @@ impl Log for KafkaLog {
     }
 
     fn committed(&self, group: &str, partition: &TopicPartition) -> Result<Option<u64>> {
-        Ok(self.inner.committed(group, std::slice::from_ref(partition))?[0])
+        let committed = self.inner.committed(group, std::slice::from_ref(partition))?.pop().flatten();
+        Ok(committed.map(|(offset, _)| offset))
+    }
+
+    fn committed_metadata(&self, group: &str, partition: &TopicPartition) -> Result<String> {
+        let committed = self.inner.committed(group, std::slice::from_ref(partition))?.pop().flatten();
+        Ok(committed.map(|(_, metadata)| metadata).unwrap_or_default())
     }
 
     fn join(&self, group: &str, member: &str, topics: &[&str]) -> Result<Box<dyn Consumer>> {
