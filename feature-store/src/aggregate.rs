@@ -17,7 +17,7 @@ pub(crate) fn aggregated(
     current: Option<i64>,
     run: impl FnOnce() -> Option<Range<usize>>,
 ) -> f64 {
-    let since = |time: EventTime| (at.as_millis() - time.as_millis()) as f64 / 1000.0;
+    let since = |time: EventTime| seconds_between(time, at);
     let missing = f64::NAN;
     match feature.aggregate {
         Aggregate::Count => series.count(window) as f64,
@@ -38,8 +38,50 @@ pub(crate) fn aggregated(
         Aggregate::TimeSinceMatch => run().map_or(missing, |run| since(series.time_at(run.end - 1))),
         Aggregate::TimeSinceRunStart => run().map_or(missing, |run| since(series.time_at(run.start))),
         Aggregate::OthersSinceMatch => run().map_or(missing, |run| series.behind(window, run.end) as f64),
-        Aggregate::FraudCount | Aggregate::FraudRate => missing,
+        // Several values, and values of labels: see below, and the view.
+        Aggregate::Previous
+        | Aggregate::TimeSincePrevious
+        | Aggregate::SameAsPrevious
+        | Aggregate::FraudCount
+        | Aggregate::FraudRate => missing,
     }
+}
+
+/// The features of single events, newest first, into `values`. `current`: the value of the event itself, where it is one that is
+/// scored.
+pub(crate) fn single_events(
+    feature: &WindowFeature,
+    series: &Series,
+    window: &Window,
+    at: EventTime,
+    current: Option<i64>,
+    values: &mut [f64],
+) {
+    fn fill(values: &mut [f64], found: impl Iterator<Item = Option<f64>>, empty: f64) {
+        let mut found = found.fuse();
+        values.iter_mut().for_each(|value| *value = found.next().flatten().unwrap_or(empty));
+    }
+    let empty = feature.empty;
+    match feature.aggregate {
+        Aggregate::Previous => {
+            fill(values, series.values_back(window).map(|value| value.map(|value| value as f64 / SCALE)), empty);
+        }
+        Aggregate::TimeSincePrevious => {
+            fill(values, series.times_back(window).map(|time| Some(seconds_between(time, at))), empty);
+        }
+        Aggregate::SameAsPrevious => {
+            let same = |value: Option<i64>| {
+                let current = current?;
+                Some(f64::from(u8::from(value == Some(current))))
+            };
+            fill(values, series.values_back(window).map(same), empty);
+        }
+        _ => values.fill(empty),
+    }
+}
+
+fn seconds_between(from: EventTime, to: EventTime) -> f64 {
+    (to.as_millis() - from.as_millis()) as f64 / 1000.0
 }
 
 /// The sample's standard deviation, from exact sums: `sqrt((n Σx² - (Σx)²) / (n (n - 1)))`.

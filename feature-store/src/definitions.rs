@@ -62,6 +62,14 @@ pub(crate) struct Computed {
     /// What it is computed from: features and fields.
     #[schemars(with = "String", title = "expression", extend("examples" = ["amount", "log1p(TX_AMOUNT)", "TX_AMOUNT / MEAN_7D"]))]
     pub(crate) value: Spanned<String>,
+    /// What is said of the feature where it has part in an alert; `fraudline features reference` has what stands in braces. By itself, its name,
+    /// value and what is usual.
+    #[schemars(with = "Option<String>", extend("examples" = ["{value:.1} times the usual amount"]))]
+    pub(crate) reason: Option<Spanned<String>>,
+    /// What features have in common that say the same thing in different ways: only one of them is named in an alert, for all. By itself
+    /// each feature stands alone.
+    #[schemars(extend("examples" = ["amount"]))]
+    pub(crate) reason_group: Option<String>,
 }
 
 /// What is known of one entity: windows over its events, or its profile.
@@ -118,6 +126,14 @@ pub(crate) struct ProfileFeature {
     pub(crate) field: Option<String>,
     /// The value where there is none; missing if not given.
     pub(crate) empty: Option<f64>,
+    /// What is said of the feature where it has part in an alert; `fraudline features reference` has what stands in braces. By itself, its name,
+    /// value and what is usual.
+    #[schemars(with = "Option<String>", extend("examples" = ["a credit limit of {value:.0}"]))]
+    pub(crate) reason: Option<Spanned<String>>,
+    /// What features have in common that say the same thing in different ways: only one of them is named in an alert, for all. By itself
+    /// each feature stands alone.
+    #[schemars(extend("examples" = ["amount"]))]
+    pub(crate) reason_group: Option<String>,
 }
 
 /// What a view is keyed by: a field of the transaction.
@@ -157,8 +173,9 @@ impl fmt::Display for Entity {
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "window")]
 pub(crate) struct Windows {
-    /// The column's name; with `{days}` or `{hours}`, the window's length, in it where there are several windows.
-    #[schemars(with = "String", extend("examples" = ["COUNT_{days}D"]))]
+    /// The column's name; with `{days}` or `{hours}`, the window's length, in it where there are several windows, and with `{back}`
+    /// where there are several events.
+    #[schemars(with = "String", extend("examples" = ["COUNT_{days}D", "AMOUNT_{back}_BEFORE"]))]
     pub(crate) name: Spanned<String>,
     /// What is computed over the events of a window.
     pub(crate) aggregate: Aggregate,
@@ -175,6 +192,9 @@ pub(crate) struct Windows {
     #[serde(rename = "match")]
     #[schemars(with = "Option<String>", title = "expression", extend("examples" = ["amount < 2", "fraud"]))]
     pub(crate) matches: Option<Spanned<String>>,
+    /// How many events back, for the aggregates of single events: a feature for each, from the newest event before this one on. At most 256.
+    #[schemars(with = "Option<u16>", extend("minimum" = 1, "maximum" = 256, "examples" = [16]))]
+    pub(crate) back: Option<Spanned<u16>>,
     /// Lengths of the windows: a feature for each.
     #[schemars(length(min = 1), extend("examples" = [["1d", "7d", "30d"]]))]
     pub(crate) over: Vec<Span>,
@@ -188,6 +208,14 @@ pub(crate) struct Windows {
     /// The value where there is none by itself; missing if not given. For aggregates that can be missing.
     #[schemars(extend("examples" = [0]))]
     pub(crate) empty: Option<f64>,
+    /// What is said of the features where it has part in an alert; `fraudline features reference` has what stands in braces. By itself, its name,
+    /// value and what is usual.
+    #[schemars(with = "Option<String>", extend("examples" = ["{value} payments in {over}, usually {reference}"]))]
+    pub(crate) reason: Option<Spanned<String>>,
+    /// What features have in common that say the same thing in different ways: only one of them is named in an alert, for all. By itself
+    /// the windows of one line, or the events of one sequence.
+    #[schemars(extend("examples" = ["amount"]))]
+    pub(crate) reason_group: Option<String>,
 }
 
 /// How many events are kept one by one: a whole number up to 1000000, or `all`.
@@ -247,6 +275,13 @@ pub(crate) enum Aggregate {
     FirstSeen,
     /// The share of the earlier values below this event's, equal ones counted half: 0 to 1; missing if there is none.
     Rank,
+    /// The value of the event so many events before this one, among those kept one by one; missing if there are fewer. Events whose value
+    /// is missing count, so that features of one number of events back are of one event.
+    Previous,
+    /// Seconds since the event so many events before this one; missing if there are fewer.
+    TimeSincePrevious,
+    /// 1 if the event so many events before this one had this event's value, else 0; missing if there are fewer.
+    SameAsPrevious,
     /// Number of events in the last unbroken run of matches; 0 if nothing matched.
     RunLength,
     /// Seconds since the last match; missing if nothing matched.
@@ -275,6 +310,14 @@ pub(crate) enum Takes {
 }
 
 impl Windows {
+    /// The most events that features can be of.
+    pub(crate) const BACK_MAX: u16 = 256;
+
+    /// How many features each of the windows gives.
+    pub(crate) fn features_of_each(&self) -> u16 {
+        self.back.as_ref().map_or(1, |back| back.value)
+    }
+
     /// Whether it is computed from what became known of the events.
     pub(crate) fn is_of_labels(&self) -> bool {
         let of_frauds = self.matches.as_ref().is_some_and(|matches| matches.value.trim() == "fraud");
@@ -297,19 +340,28 @@ impl Aggregate {
 
     /// Whether it looks at the events before this one only.
     pub(crate) fn is_of_earlier_events(self) -> bool {
-        matches!(self, Aggregate::Last | Aggregate::TimeSinceLast | Aggregate::FirstSeen | Aggregate::Rank)
+        let of_all =
+            matches!(self, Aggregate::Last | Aggregate::TimeSinceLast | Aggregate::FirstSeen | Aggregate::Rank);
+        of_all || self.is_of_single_events()
+    }
+
+    /// Whether it gives a feature for each of the newest events before this one.
+    pub(crate) fn is_of_single_events(self) -> bool {
+        matches!(self, Aggregate::Previous | Aggregate::TimeSincePrevious | Aggregate::SameAsPrevious)
     }
 
     pub(crate) fn takes(self) -> Takes {
         match self {
-            Aggregate::Count | Aggregate::TimeSinceLast | Aggregate::FraudCount | Aggregate::FraudRate => {
-                Takes::Nothing
-            }
+            Aggregate::Count
+            | Aggregate::TimeSinceLast
+            | Aggregate::TimeSincePrevious
+            | Aggregate::FraudCount
+            | Aggregate::FraudRate => Takes::Nothing,
             Aggregate::Sum | Aggregate::Mean | Aggregate::Min | Aggregate::Max | Aggregate::Std | Aggregate::Last => {
                 Takes::Numbers
             }
-            Aggregate::Rank => Takes::Numbers,
-            Aggregate::Distinct => Takes::Anything,
+            Aggregate::Rank | Aggregate::Previous => Takes::Numbers,
+            Aggregate::Distinct | Aggregate::SameAsPrevious => Takes::Anything,
             Aggregate::FirstSeen => Takes::AnythingOrNothing,
             Aggregate::RunLength
             | Aggregate::TimeSinceMatch
@@ -331,6 +383,9 @@ impl fmt::Display for Aggregate {
             Aggregate::Distinct => "distinct",
             Aggregate::Last => "last",
             Aggregate::TimeSinceLast => "time_since_last",
+            Aggregate::Previous => "previous",
+            Aggregate::TimeSincePrevious => "time_since_previous",
+            Aggregate::SameAsPrevious => "same_as_previous",
             Aggregate::FirstSeen => "first_seen",
             Aggregate::Rank => "rank",
             Aggregate::RunLength => "run_length",

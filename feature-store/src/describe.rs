@@ -81,7 +81,17 @@ impl fmt::Display for Description<'_> {
             writeln!(f, "  {}: one state by card_id, from memory, or the online store if it was dropped", view.name())?;
             reads = true;
         }
-        if reads { Ok(()) } else { writeln!(f, "  nothing") }
+        if !reads {
+            writeln!(f, "  nothing")?;
+        }
+        writeln!(f, "\nsaid of their part in an alert, one of each group")?;
+        for group in features.reason_groups() {
+            writeln!(f, "  {}", group.name)?;
+            for &column in &group.columns {
+                writeln!(f, "    {:widest$}  {}", features.names()[column], features.reasons[column])?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -10,6 +10,7 @@ use schemas::{FeatureLayout, Id, ProfileUpdate, Transaction};
 use crate::compile;
 use crate::definitions::Entity;
 use crate::expression::Formula;
+use crate::reason::{ReasonGroup, Template};
 use crate::view::{Scratch, Step, View, run};
 use crate::window::WindowState;
 
@@ -30,6 +31,9 @@ pub struct DefinitionError {
 #[derive(Debug)]
 pub struct FeatureSet {
     pub(crate) names: Vec<String>,
+    /// By slot, what is said of a value in an alert.
+    pub(crate) reasons: Vec<Template>,
+    pub(crate) reason_groups: Vec<ReasonGroup>,
     pub(crate) views: Vec<View>,
     /// What an event is joined by, in this order.
     pub(crate) join: Vec<Step>,
@@ -87,6 +91,16 @@ impl FeatureSet {
     /// Names of all values, by slot.
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// Groups of columns that have one part in a score between them: each column is in one.
+    pub fn reason_groups(&self) -> &[ReasonGroup] {
+        &self.reason_groups
+    }
+
+    /// What is said to a person of a column that has part in an alert, by its value and what is usual; `NaN` is missing.
+    pub fn reason(&self, column: usize, value: f32, reference: f32) -> String {
+        self.reasons[column].fill(&self.names[column], f64::from(value), f64::from(reference))
     }
 
     pub fn views(&self) -> &[View] {

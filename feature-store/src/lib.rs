@@ -9,6 +9,7 @@ mod entities;
 mod expression;
 mod features;
 pub mod metrics;
+mod reason;
 mod reference;
 pub mod store;
 mod view;
@@ -19,6 +20,7 @@ pub use backfill::{Backfill, Rows};
 pub use definitions::Entity;
 pub use entities::EntityTable;
 pub use features::{DefinitionError, FeatureSet, UnknownFeature, ViewFeature};
+pub use reason::ReasonGroup;
 pub use reference::{reference, schema};
 pub use store::{
     Checkpoint, CqlConsistency, CqlOptions, CqlReplication, CqlStore, EmbeddedStore, Migration, OnlineStore,

@@ -42,6 +42,7 @@ pub fn reference() -> String {
     }
     table(&mut page, "Length of time", text_of(&schema_of::<Span>()), &[], &[]);
     expressions(&mut page);
+    reasons(&mut page);
     page
 }
 
@@ -159,6 +160,24 @@ fn expressions(page: &mut String) {
     table(page, "Functions", "", &["function", "meaning"], &pairs(of_one.chain(of_two).collect()));
 }
 
+const REASONS: &str = "The `reason` of a feature is a text in which these are filled in. Of `{value}` and `{reference}` any format can be asked for. \
+If the value is missing, the text says so instead, by the feature's name.";
+
+fn reasons(page: &mut String) {
+    let rows = [
+        ("{value}", "What the feature is for the payment, with at most two decimals."),
+        ("{reference}", "What it usually is: the reference that the model's training has left."),
+        ("{value:.1}", "With so many decimals, up to 6."),
+        ("{value:percent}", "A share as `12.5%`."),
+        ("{value:duration}", "Seconds as `3 days`."),
+        ("{value?at night|by day}", "The one text where it isn't 0, the other where it is."),
+        ("{over}", "Length of the window, as `7 days`."),
+        ("{back}", "How many events back, for features with `back`."),
+    ];
+    let rows = rows.map(|(place, meaning)| vec![format!("`{place}`"), meaning.to_owned()]);
+    table(page, "Reasons", REASONS, &["in braces", "meaning"], &rows);
+}
+
 /// Names and texts of an enum's variants.
 fn variants(schema: &Value) -> impl Iterator<Item = (&str, &str)> {
     let variants = schema["oneOf"].as_array().into_iter().flatten();
@@ -254,7 +273,15 @@ mod tests {
             let meaning = line.split(" | ").nth(if line.matches(" | ").count() == 4 { 3 } else { 1 });
             assert!(meaning.is_some_and(|meaning| meaning.trim_matches([' ', '|']).len() > 3), "{line}");
         }
-        for word in ["`allowed_lateness`", "`others_since_match`", "`sqrt(a)`", "`a >= b`", "`weekday`"] {
+        for word in [
+            "`allowed_lateness`",
+            "`back`",
+            "`same_as_previous`",
+            "`others_since_match`",
+            "`sqrt(a)`",
+            "`a >= b`",
+            "`weekday`",
+        ] {
             assert!(page.contains(&format!("\n| {word} | ")), "{word}");
         }
     }

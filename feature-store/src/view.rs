@@ -1,14 +1,15 @@
 //! Views: what is known of one entity, and the values that are read off it.
 
 use std::cell::LazyCell;
+use std::ops::Range;
 use std::time::Duration;
 
 use schemas::{EventTime, Id, Transaction};
 
-use crate::aggregate::{aggregated, units};
+use crate::aggregate::{aggregated, single_events, units};
 use crate::definitions::{Aggregate, Entity};
 use crate::expression::{Field, Formula, IdField, Source};
-use crate::window::{Held, Profile, Sample, Series, SeriesSpec, WindowState};
+use crate::window::{Held, MISSING, Needs, Profile, Sample, Series, SeriesSpec, WindowState};
 
 /// One of the things to be done for an event.
 #[derive(Clone, Debug)]
@@ -98,7 +99,8 @@ pub(crate) struct RangePlan {
 
 #[derive(Debug)]
 pub(crate) struct WindowFeature {
-    pub(crate) slot: usize,
+    /// One, or one for each number of events back.
+    pub(crate) slots: Range<usize>,
     pub(crate) aggregate: Aggregate,
     /// Of the values, not just of the events: the series may have values that this feature doesn't ask for.
     pub(crate) of_values: bool,
@@ -173,7 +175,7 @@ impl View {
     pub fn slots(&self) -> impl Iterator<Item = usize> + '_ {
         let ranges = self.series.iter().flat_map(|series| &series.ranges);
         let profile = self.profile.columns.iter().map(|column| column.slot);
-        ranges.flat_map(|range| range.features.iter().map(|feature| feature.slot)).chain(profile)
+        ranges.flat_map(|range| range.features.iter().flat_map(|feature| feature.slots.clone())).chain(profile)
     }
 
     /// Brings an event into a state, and no more: what a replay does.
@@ -212,7 +214,11 @@ impl View {
         let value = match &plan.value {
             Value::None => Some(0),
             Value::Number(Formula::Name(Source::Field(Field::Amount))) => Some(transaction.amount.units()),
-            Value::Number(formula) => units(formula.value(transaction, values)),
+            Value::Number(formula) => {
+                let units = units(formula.value(transaction, values));
+                let gaps = self.specs[index].needs.has(Needs::GAPS);
+                if gaps { Some(units.map_or(MISSING, |units| units.max(MISSING + 1))) } else { units }
+            }
             Value::Id(field) => Some(field.code(transaction)),
         };
         let passes = plan.filter.as_ref().is_none_or(|filter| filter.holds(transaction, values));
@@ -240,8 +246,9 @@ impl View {
         let known = state.is_some_and(|state| !state.is_empty());
         for index in 0..self.series.len() {
             self.read(index, state, at, Current::default(), values);
-            for feature in self.series[index].ranges.iter().flat_map(|range| &range.features) {
-                statuses[feature.slot] = match (known, values[feature.slot].is_nan()) {
+            let features = self.series[index].ranges.iter().flat_map(|range| &range.features);
+            for slot in features.flat_map(|feature| feature.slots.clone()) {
+                statuses[slot] = match (known, values[slot].is_nan()) {
                     (false, _) => Status::NotFound,
                     (true, true) => Status::Null,
                     (true, false) => Status::Present,
@@ -310,13 +317,17 @@ impl View {
             let fraud_run =
                 LazyCell::new(|| state.and_then(|state| state.fraud_run(series, &window, (from, end), known_by)));
             for feature in &range.features {
+                if feature.aggregate.is_of_single_events() {
+                    single_events(feature, series, &window, at, current.value, &mut values[feature.slots.clone()]);
+                    continue;
+                }
                 let value = match feature.aggregate {
                     Aggregate::FraudCount => *frauds,
                     Aggregate::FraudRate => *frauds / series.count(&window) as f64,
                     _ if feature.of_labels => aggregated(feature, series, &window, at, None, || fraud_run.clone()),
                     _ => aggregated(feature, series, &window, at, current.value, || series.run(&window)),
                 };
-                values[feature.slot] = if value.is_finite() { value } else { feature.empty };
+                values[feature.slots.start] = if value.is_finite() { value } else { feature.empty };
             }
         }
     }

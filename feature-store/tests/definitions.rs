@@ -228,6 +228,94 @@ fn an_aggregate_of_what_it_cannot_be_of_is_refused() {
 }
 
 #[test]
+fn single_events_that_are_not_there_are_refused() {
+    let previous = |keys: &str| card(&format!("{{ name: \"P{{back}}\", aggregate: previous, {keys}, over: [1d] }}"));
+    let few = |back: u16| previous(&format!("back: §{back}")).replace("    windows:", "    exact: 4\n    windows:");
+    assert_refused(&[
+        (&card("{ name: §P, aggregate: previous, over: [1d] }"), &["a previous is of single events", "`back: 16`"]),
+        (&card("{ name: P, aggregate: last, back: §2, over: [1d] }"), &["a last is of all events", "leave `back` out"]),
+        (&previous("back: §0"), &["from 1 to 256"]),
+        (&previous("back: §257"), &["from 1 to 256"]),
+        (&previous("back: §some"), &["a whole number is expected"]),
+        (&card("{ name: §P, aggregate: previous, back: 2, over: [1d] }"), &["different names", "`{back}`"]),
+        (&card("{ name: §\"P{back}\", aggregate: last, over: [1d] }"), &["`P{back}` is no name"]),
+        (&card("{ name: §\"P{back}\", aggregate: previous, back: 2, over: [1d, 2d] }"), &["`{days}` or `{hours}`"]),
+        (&few(4), &["4 by `exact`, this one included", "raise `exact`"]),
+        (&previous("value: §terminal_id, back: 2"), &["`terminal_id` is an id, no number"]),
+        (
+            &card("{ name: §P, aggregate: same_as_previous, back: 1, over: [1d] }"),
+            &["a same_as_previous needs a `value`", "`value: terminal_id`"],
+        ),
+        (
+            &terminal("{ name: §P, aggregate: same_as_previous, value: card_id, back: 1, over: [1d], offset: 7d }"),
+            &["a same_as_previous compares with the current event"],
+        ),
+    ]);
+    FeatureSet::parse(&few(3).replace('§', ""), "features.yaml").unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn features_of_single_events_say_their_place() {
+    let windows = "{ name: \"A{back}\", aggregate: previous, back: 3, over: [7d] }\n      \
+                   - { name: \"S{back}_{days}\", aggregate: time_since_previous, back: 3, over: [7d, 14d] }\n      \
+                   - { name: \"L{back}\", aggregate: previous, where: amount > 9, back: 3, over: [7d] }\n      \
+                   - { name: N, aggregate: count, over: [7d] }";
+    let features = FeatureSet::parse(&card(windows), "features.yaml").unwrap_or_else(|error| panic!("{error}"));
+    let names = ["A1", "A2", "A3", "S1_7", "S2_7", "S3_7", "S1_14", "S2_14", "S3_14", "L1", "L2", "L3", "N"];
+    assert_eq!(features.names(), names);
+    let sequences = features.layout().sequences();
+    let name = |at: usize| sequences[at].name.as_str();
+    assert_eq!(name(0), "last 3 by card_id, 7d, offset 0d");
+    assert_eq!(sequences[0].channels, ["previous(amount)", "time_since_previous"]);
+    assert_eq!(sequences[0].columns, [[0, 3], [1, 4], [2, 5]]);
+    assert_eq!(
+        (name(1), &sequences[1].columns),
+        ("last 3 by card_id, 14d, offset 0d", &vec![vec![6], vec![7], vec![8]])
+    );
+    assert_eq!(name(2), "last 3 by card_id, 7d, offset 0d, where amount > 9");
+    assert_eq!(features.layout().features()[1].definition, "previous(amount) by card_id, 7d, offset 0d, 2 back of 3");
+}
+
+#[test]
+fn a_reason_that_can_not_be_filled_in_is_refused() {
+    let of_count = |reason: &str| card(&format!("{{ name: N, aggregate: count, over: [1d], reason: §\"{reason}\" }}"));
+    assert_refused(&[
+        (&of_count("{amount} payments"), &["there is no `{amount}`", "{value}, {reference}, {over} and {back}"]),
+        (&of_count("{value payments"), &["a `{` has no `}` behind it"]),
+        (&of_count("{value:euro}"), &["no format `euro`", "`percent`"]),
+        (&of_count("{back} back"), &["`{back}` is for features with `back`"]),
+        (
+            &derived("{ name: D, value: A / N, reason: §\"{value} in {over}\" }"),
+            &["`{over}` is the length of a window"],
+        ),
+        (&derived("{ name: D, value: A / N, §reasons: x }"), &["no key `reasons`", "did you mean `reason`?"]),
+    ]);
+}
+
+#[test]
+fn reasons_are_given_by_group() {
+    let windows = "{ name: \"N{days}\", aggregate: count, over: [1d, 7d], reason: \"{value} in {over}, not {reference:.1}\" }\n      \
+                   - { name: \"A{back}\", aggregate: previous, back: 2, over: [7d], reason: \"{value}, {back} back\" }\n      \
+                   - { name: \"S{back}\", aggregate: time_since_previous, back: 2, over: [7d] }";
+    let derived = "derived:\n  - { name: D, value: N1 / N7, reason_group: share }\n  - { name: E, value: N7 / N1, reason_group: share }\n";
+    let text = card(windows) + derived;
+    let features = FeatureSet::parse(&text, "features.yaml").unwrap_or_else(|error| panic!("{error}"));
+    let groups = features.reason_groups().iter().map(|group| (group.name.as_str(), group.columns.as_slice()));
+    let groups: Vec<(&str, &[usize])> = groups.collect();
+    let sequence = "last 2 by card_id, 7d, offset 0d";
+    assert_eq!(groups, [("N{days}", &[0, 1][..]), (sequence, &[2, 3, 4, 5]), ("share", &[6, 7])]);
+    assert_eq!(features.reason(1, 3.0, 1.0), "3 in 7 days, not 1.0");
+    assert_eq!(features.reason(3, 9.5, 1.0), "9.5, 2 back");
+    assert_eq!(features.reason(4, f32::NAN, 60.0), "S1 is missing, usually 60");
+    assert_eq!(features.reason(6, 0.25, f32::NAN), "D is 0.25, usually missing");
+
+    let plain = text.replace(", reason: \"{value}, {back} back\"", "").replace(", reason_group: share", "");
+    let plain = FeatureSet::parse(&plain, "features.yaml").unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(plain.layout(), features.layout(), "what is said of a feature is no part of it");
+    assert_eq!(plain.views()[0].key(), features.views()[0].key());
+}
+
+#[test]
 fn bounds_of_memory_that_say_nothing_clear_are_refused() {
     let count = "{ name: N, aggregate: count, over: [1d], offset: 7d }";
     let with = |view: String, keys: &str| view.replace("    windows:", &format!("{keys}    windows:"));

@@ -387,6 +387,7 @@ impl Artifact {
             name: format!("column_{column}"),
             definition: format!("random {column}"),
             nullable: column % 2 == 1,
+            place: None,
         });
         let layout = FeatureLayout::new(features.collect());
         let mean = (0..width).map(|_| random.random_range(-1.0..1.0)).collect();

@@ -123,7 +123,8 @@ mod tests {
     use super::*;
 
     fn layout() -> FeatureLayout {
-        let spec = |name: &str, nullable| FeatureSpec { name: name.into(), definition: name.into(), nullable };
+        let spec =
+            |name: &str, nullable| FeatureSpec { name: name.into(), definition: name.into(), nullable, place: None };
         FeatureLayout::new(vec![spec("amount", false), spec("mean", true), spec("constant", false)])
     }
 

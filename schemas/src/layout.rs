@@ -10,6 +10,32 @@ pub struct FeatureSpec {
     pub definition: String,
     /// Whether a value can be missing (a mean over no events); missing is `NaN` in the vector.
     pub nullable: bool,
+    /// Of a column that tells of one event in a sequence of them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub place: Option<SequencePlace>,
+}
+
+/// Which event of a sequence a column tells of, and what of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SequencePlace {
+    /// The events, in a canonical form, as in `last 16 by card_id, 30d, offset 0s`. Columns of the same sequence and position
+    /// are of the same event.
+    pub sequence: String,
+    /// What of the event, as in `previous(amount)`.
+    pub channel: String,
+    /// 1 is the newest event before the one that is scored, 2 the one before that.
+    pub position: u16,
+}
+
+/// The columns of a sequence of events, in a grid without holes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// The events, as in [`SequencePlace::sequence`].
+    pub name: String,
+    /// What the columns tell of each event, as in [`SequencePlace::channel`], in the layout's order.
+    pub channels: Vec<String>,
+    /// By position, newest event first, then by channel: the column of the vector.
+    pub columns: Vec<Vec<usize>>,
 }
 
 /// The vector that features are assembled into: names, order, meaning. All columns are `f32`.
@@ -48,7 +74,34 @@ impl FeatureLayout {
         self.features.len()
     }
 
-    /// SHA-256 over names, definitions and nullability, in order; lower-case hex.
+    /// The sequences of events among the columns, in the layout's order. Columns that leave a hole in their sequence, as no
+    /// definition gives them, are left out of it.
+    pub fn sequences(&self) -> Vec<Sequence> {
+        let mut sequences: Vec<Sequence> = Vec::new();
+        let places = || self.features.iter().enumerate().filter_map(|(at, spec)| Some((at, spec.place.as_ref()?)));
+        for (_, place) in places() {
+            let known = sequences.iter().position(|sequence| sequence.name == place.sequence);
+            let index = known.unwrap_or_else(|| {
+                let (channels, columns) = (Vec::new(), Vec::new());
+                sequences.push(Sequence { name: place.sequence.clone(), channels, columns });
+                sequences.len() - 1
+            });
+            if !sequences[index].channels.contains(&place.channel) {
+                sequences[index].channels.push(place.channel.clone());
+            }
+        }
+        for Sequence { name, channels, columns } in &mut sequences {
+            let column = |channel: &String, position: u16| {
+                let is_it = |place: &SequencePlace| (&place.channel, place.position) == (channel, position);
+                places().find(|(_, place)| place.sequence == *name && is_it(place)).map(|(at, _)| at)
+            };
+            let event = |position| channels.iter().map(|channel| column(channel, position)).collect();
+            columns.extend((1..=u16::MAX).map_while(event));
+        }
+        sequences
+    }
+
+    /// SHA-256 over names, definitions, nullability and places in sequences, in order; lower-case hex.
     pub fn hash(&self) -> &str {
         &self.hash
     }
@@ -87,6 +140,14 @@ fn hash(features: &[FeatureSpec]) -> String {
             sha.update(part.as_bytes());
         }
         sha.update([u8::from(feature.nullable)]);
+        // Nothing at all where there is none: layouts without sequences have the hashes that they always had.
+        if let Some(SequencePlace { sequence, channel, position }) = &feature.place {
+            for part in [sequence.as_str(), channel.as_str()] {
+                sha.update((part.len() as u64).to_le_bytes());
+                sha.update(part.as_bytes());
+            }
+            sha.update(position.to_le_bytes());
+        }
     }
     sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -96,7 +157,12 @@ mod tests {
     use super::*;
 
     fn spec(name: &str, definition: &str) -> FeatureSpec {
-        FeatureSpec { name: name.into(), definition: definition.into(), nullable: false }
+        FeatureSpec { name: name.into(), definition: definition.into(), nullable: false, place: None }
+    }
+
+    fn placed(channel: &str, position: u16) -> FeatureSpec {
+        let place = SequencePlace { sequence: "last 2 by card_id".into(), channel: channel.into(), position };
+        FeatureSpec { place: Some(place), ..spec(&format!("{channel}{position}"), channel) }
     }
 
     #[test]
@@ -111,5 +177,33 @@ mod tests {
             let error = trained.accept(&FeatureLayout::new(served)).expect_err(says);
             assert!(error.to_string().contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn a_sequence_is_a_grid_of_columns() {
+        let layout = FeatureLayout::new(vec![
+            spec("x", "count 1d"),
+            placed("a", 1),
+            placed("a", 2),
+            placed("b", 1),
+            placed("b", 2),
+        ]);
+        let sequences = layout.sequences();
+        assert_eq!(sequences.len(), 1);
+        assert_eq!(sequences[0].channels, ["a", "b"]);
+        assert_eq!(sequences[0].columns, [[1, 3], [2, 4]]);
+        let holed = FeatureLayout::new(vec![placed("a", 1), placed("a", 2), placed("b", 1)]);
+        assert_eq!(holed.sequences()[0].columns, [[0, 2]]);
+    }
+
+    #[test]
+    fn the_place_in_a_sequence_is_part_of_the_hash_and_of_nothing_without_one() {
+        // As layouts were hashed before there were sequences.
+        let plain = FeatureLayout::new(vec![spec("a", "count 1d")]);
+        assert_eq!(plain.hash(), "40f2580f93f3365e046bea06d276e6b9d313697bca2a81688ae97b704d9da349");
+        let moved = FeatureSpec { place: placed("a", 2).place, ..placed("a", 1) };
+        assert!(FeatureLayout::new(vec![placed("a", 1)]).accept(&FeatureLayout::new(vec![moved])).is_err());
+        let text = serde_json::to_string(&plain).expect("a layout is JSON");
+        assert!(!text.contains("place"), "{text}");
     }
 }

@@ -19,7 +19,7 @@ pub use amount::{Amount, AmountError};
 pub use dead_letter::{DeadLetterReason, SourcePosition, headers};
 pub use entity_event::EntityEvent;
 pub use label::Label;
-pub use layout::{FeatureLayout, FeatureSpec, LayoutMismatch};
+pub use layout::{FeatureLayout, FeatureSpec, LayoutMismatch, Sequence, SequencePlace};
 pub use partition::partition_for_key;
 pub use profile_update::{ProfileUpdate, ProfileValue};
 pub use score::{Alert, Score};

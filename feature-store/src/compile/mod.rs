@@ -7,12 +7,13 @@ mod yaml;
 use std::collections::HashMap;
 use std::fmt;
 
-use schemas::{FeatureLayout, FeatureSpec};
+use schemas::{FeatureLayout, FeatureSpec, SequencePlace};
 use serde_saphyr::{Location, Spanned};
 
-use crate::definitions::{Computed, Definitions, Entity, Span};
+use crate::definitions::{Computed, Definitions, Entity, Span, Windows};
 use crate::expression::{self, Binary, Expression, Field, Formula, IdField, Source, Unary};
 use crate::features::{DefinitionError, FeatureSet, ViewFeature};
+use crate::reason::{Known, ReasonGroup, Template};
 use crate::view::{Step, View};
 use plan::{Order, Plan, inputs, slots};
 
@@ -45,6 +46,10 @@ struct Feature {
     at: Location,
     definition: String,
     origin: Origin,
+    place: Option<SequencePlace>,
+    /// What is said of it where it has part in an alert.
+    reason: Template,
+    reason_group: String,
     nullable: bool,
     /// It can be below 0, so that a logarithm of it can be missing.
     signed: bool,
@@ -87,18 +92,26 @@ impl Compiler<'_> {
                 (false, true) => {}
             }
             for feature in &definition.profile {
-                self.declare(&feature.name, feature.name.value.clone(), String::new(), Origin::Profile { view })?;
+                let name = feature.name.value.clone();
+                let said = self.said(&feature.reason, &feature.reason_group, &name, Known::default(), &name)?;
+                self.declare(&feature.name, name, String::new(), Origin::Profile { view }, said)?;
             }
             for windows in &definition.windows {
                 if windows.over.is_empty() {
                     return Err(self.error(&windows.name, "name at least one window, as in `over: [1d, 7d]`"));
                 }
+                self.check_back(windows)?;
                 for &over in &windows.over {
                     if over.0.is_zero() {
                         return Err(self.error(&windows.name, "a window is longer than 0, as in `over: [1d]`"));
                     }
-                    let name = self.window_name(&windows.name, over, windows.over.len() > 1)?;
-                    self.declare(&windows.name, name, String::new(), Origin::Window { view, series: 0 })?;
+                    for back in 1..=windows.features_of_each() {
+                        let name = self.window_name(windows, over, back)?;
+                        let known = Known { over: Some(over.0), back: windows.back.as_ref().map(|_| back) };
+                        let alike = &windows.name.value;
+                        let said = self.said(&windows.reason, &windows.reason_group, &name, known, alike)?;
+                        self.declare(&windows.name, name, String::new(), Origin::Window { view, series: 0 }, said)?;
+                    }
                 }
             }
         }
@@ -116,7 +129,25 @@ impl Compiler<'_> {
 
     fn declare_computed(&mut self, computed: &Computed) -> Result<(), DefinitionError> {
         let parsed = self.parse(&computed.value)?;
-        self.declare(&computed.name, computed.name.value.clone(), parsed.to_string(), Origin::Parsed(parsed))
+        let name = computed.name.value.clone();
+        let said = self.said(&computed.reason, &computed.reason_group, &name, Known::default(), &name)?;
+        self.declare(&computed.name, name, parsed.to_string(), Origin::Parsed(parsed), said)
+    }
+
+    /// What is said of a feature in an alert, and the group it stands for; `alone` if none is named.
+    fn said(
+        &self,
+        reason: &Option<Spanned<String>>,
+        group: &Option<String>,
+        name: &str,
+        known: Known,
+        alone: &str,
+    ) -> Result<(Template, String), DefinitionError> {
+        let template = match reason {
+            Some(text) => Template::parse(&text.value, known).map_err(|message| self.error(text, message))?,
+            None => Template::plain(name),
+        };
+        Ok((template, group.as_deref().unwrap_or(alone).to_owned()))
     }
 
     fn declare(
@@ -125,6 +156,7 @@ impl Compiler<'_> {
         name: String,
         definition: String,
         origin: Origin,
+        (reason, reason_group): (Template, String),
     ) -> Result<(), DefinitionError> {
         if name.is_empty() || name.contains([':', '{', '}', '`']) || name.contains(char::is_whitespace) {
             return Err(
@@ -139,11 +171,14 @@ impl Compiler<'_> {
             return Err(self.error(at, format!("there are two features `{name}`; rename one of them")));
         }
         let at = at.referenced;
-        self.features.push(Feature { name, at, definition, origin, nullable: false, signed: false });
+        let (place, nullable, signed) = (None, false, false);
+        self.features.push(Feature { name, at, definition, origin, place, reason, reason_group, nullable, signed });
         Ok(())
     }
 
-    fn window_name(&self, name: &Spanned<String>, over: Span, several: bool) -> Result<String, DefinitionError> {
+    /// The name of the feature over this window, of the event so many back.
+    fn window_name(&self, windows: &Windows, over: Span, back: u16) -> Result<String, DefinitionError> {
+        let (name, several) = (&windows.name, windows.over.len() > 1);
         let seconds = over.0.as_secs();
         let mut text = name.value.clone();
         for (placeholder, unit) in [("{days}", 86_400), ("{hours}", 3600)] {
@@ -158,6 +193,9 @@ impl Compiler<'_> {
             return Err(
                 self.error(name, "several windows need different names: put `{days}` or `{hours}` into this one")
             );
+        }
+        if windows.back.is_some() {
+            text = text.replace("{back}", &back.to_string());
         }
         Ok(text)
     }
@@ -266,6 +304,7 @@ impl Compiler<'_> {
             name: feature.name.clone(),
             definition: feature.definition.clone(),
             nullable: feature.nullable,
+            place: feature.place.clone(),
         });
         let layout = FeatureLayout::new(specs.collect());
         let services = self.services(definitions, &views)?;
@@ -275,9 +314,22 @@ impl Compiler<'_> {
         };
         let of_views = views.iter().enumerate().flat_map(of_view);
         let of_views = of_views.map(|(slot, feature)| (self.features[slot].name.clone(), feature)).collect();
+        let mut reason_groups: Vec<ReasonGroup> = Vec::new();
+        for (column, feature) in self.features.iter().enumerate() {
+            match reason_groups.iter_mut().find(|group| group.name == feature.reason_group) {
+                Some(group) => group.columns.push(column),
+                None => {
+                    let (name, columns) = (feature.reason_group.clone(), vec![column]);
+                    reason_groups.push(ReasonGroup { name, columns });
+                }
+            }
+        }
+        let (names, reasons) = self.features.into_iter().map(|feature| (feature.name, feature.reason)).unzip();
         Ok(FeatureSet {
             of_views,
-            names: self.features.into_iter().map(|feature| feature.name).collect(),
+            names,
+            reasons,
+            reason_groups,
             views,
             join,
             assemble,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use schemas::Id;
+use schemas::{Id, SequencePlace};
 
 use super::{Compiler, Origin};
 use crate::definitions::{Aggregate, Entity, Exact, Span, Takes, ViewDefinition, Windows};
@@ -151,7 +151,6 @@ impl Compiler<'_> {
     }
 
     fn windows(&mut self, layout: &mut ViewLayout<'_>, windows: &Windows) -> Result<(), DefinitionError> {
-        let at = &windows.name;
         let aggregate = windows.aggregate;
         let offset = windows.offset;
         let include_current = self.check(layout, windows)?;
@@ -166,7 +165,14 @@ impl Compiler<'_> {
             Value::None | Value::Id(_) => false,
         };
         let needs = match aggregate {
-            Aggregate::Sum | Aggregate::Mean | Aggregate::Last => Needs::TOTAL,
+            // Fields of an event are always there.
+            Aggregate::Previous | Aggregate::SameAsPrevious
+                if !matches!(value, Value::Number(Formula::Name(Source::Field(_))) | Value::Id(_)) =>
+            {
+                Needs::GAPS
+            }
+            Aggregate::SameAsPrevious => Needs::CODES,
+            Aggregate::Sum | Aggregate::Mean | Aggregate::Last | Aggregate::Previous => Needs::TOTAL,
             Aggregate::Std => Needs::SQUARES,
             Aggregate::Min | Aggregate::Max => Needs::EXTREMES,
             Aggregate::Distinct => Needs::DISTINCT,
@@ -176,9 +182,14 @@ impl Compiler<'_> {
             _ => Needs::NOTHING,
         };
         let Span(staleness) = layout.staleness;
+        let back = windows.back.as_ref().map(|back| back.value);
         for &over in &windows.over {
-            let name = self.window_name(at, over, windows.over.len() > 1)?;
-            let mut definition = format!("{text} by {}, {over}, offset {offset}", layout.definition.entity);
+            // The events, but for what the view says of them all.
+            let mut events = format!("by {}, {over}, offset {offset}", layout.definition.entity);
+            let mut definition = format!("{text} {events}");
+            if let Some((filter, _)) = &filter {
+                events += &format!(", where {filter}");
+            }
             if !include_current && !aggregate.is_of_earlier_events() {
                 definition += ", before current";
             }
@@ -199,25 +210,65 @@ impl Compiler<'_> {
             if (layout.exact, layout.tile) != (default_exact(layout.definition.entity), TILE) {
                 definition += &format!(", exact {}, tile {}", layout.exact, layout.tile);
             }
-            let slot = self.slots[&name];
+            let first = self.slots[&self.window_name(windows, over, 1)?];
+            let slots = first..first + usize::from(windows.features_of_each());
             let formula = |named: &Option<(String, Formula)>| named.as_ref().map(|(_, formula)| formula.clone());
             let series = layout.series_of(formula(&filter), value.clone(), formula(&matches), needs);
-            let feature = &mut self.features[slot];
-            feature.definition = definition;
-            feature.nullable = aggregate.is_nullable() && windows.empty.is_none();
-            let values = matches!(
-                aggregate,
-                Aggregate::Sum | Aggregate::Mean | Aggregate::Min | Aggregate::Max | Aggregate::Last
-            );
-            feature.signed = values && signed || windows.empty.is_some_and(f64::is_sign_negative);
-            feature.origin = Origin::Window { view: layout.index, series };
+            // Declared one after another.
+            for (feature, position) in self.features[slots.clone()].iter_mut().zip(1..) {
+                feature.definition = match back {
+                    Some(back) => format!("{definition}, {position} back of {back}"),
+                    None => definition.clone(),
+                };
+                feature.place = back.map(|back| SequencePlace {
+                    sequence: format!("last {back} {events}"),
+                    channel: text.clone(),
+                    position,
+                });
+                if let (None, Some(place)) = (&windows.reason_group, &feature.place) {
+                    feature.reason_group.clone_from(&place.sequence);
+                }
+                feature.nullable = aggregate.is_nullable() && windows.empty.is_none();
+                let values = matches!(
+                    aggregate,
+                    Aggregate::Sum
+                        | Aggregate::Mean
+                        | Aggregate::Min
+                        | Aggregate::Max
+                        | Aggregate::Last
+                        | Aggregate::Previous
+                );
+                feature.signed = values && signed || windows.empty.is_some_and(f64::is_sign_negative);
+                feature.origin = Origin::Window { view: layout.index, series };
+            }
             let of_values = value != Value::None;
             let empty = windows.empty.unwrap_or(f64::NAN);
-            let feature = WindowFeature { slot, aggregate, of_values, of_labels, empty };
+            let feature = WindowFeature { slots, aggregate, of_values, of_labels, empty };
             layout.series[series].add(offset.0, over.0, include_current, feature);
             layout.reach = layout.reach.max(Span(offset.0 + over.0));
         }
         Ok(())
+    }
+
+    /// Checks how many events back features go.
+    pub(super) fn check_back(&self, windows: &Windows) -> Result<(), DefinitionError> {
+        let aggregate = windows.aggregate;
+        match &windows.back {
+            None if aggregate.is_of_single_events() => Err(self.error(
+                &windows.name,
+                format!("a {aggregate} is of single events; say how many back the features go, as in `back: 16`"),
+            )),
+            Some(back) if !aggregate.is_of_single_events() => {
+                Err(self.error(back, format!("a {aggregate} is of all events in the window; leave `back` out")))
+            }
+            Some(back) if !(1..=Windows::BACK_MAX).contains(&back.value) => {
+                Err(self.error(back, format!("`back` is a number from 1 to {}", Windows::BACK_MAX)))
+            }
+            Some(back) if back.value > 1 && !windows.name.value.contains("{back}") => {
+                Err(self.error(&windows.name, "several events need different names: put `{back}` into this one"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks what doesn't depend on other features; tells whether the current event is included.
@@ -263,7 +314,8 @@ impl Compiler<'_> {
                     .error(at, "a window with an offset never holds the current event; leave `include_current` out"));
             }
         }
-        let of_current = aggregate == Aggregate::Rank || aggregate == Aggregate::FirstSeen && windows.value.is_some();
+        let of_current = matches!(aggregate, Aggregate::Rank | Aggregate::SameAsPrevious)
+            || aggregate == Aggregate::FirstSeen && windows.value.is_some();
         if !owned && of_current {
             return Err(self.error(at, format!("a {aggregate} compares with the current event, which a view of {entity} doesn't know when it is read; declare it under the view of card_id")));
         }
@@ -273,6 +325,15 @@ impl Compiler<'_> {
             return Err(self.error(
                 at,
                 format!("a {aggregate} is computed over events kept one by one, of which `exact: 0` leaves none; raise it, or leave `exact` out"),
+            ));
+        }
+        // The event itself is kept, too.
+        if let (Some(back), Exact(exact)) = (&windows.back, layout.exact)
+            && exact <= usize::from(back.value)
+        {
+            return Err(self.error(
+                back,
+                format!("of the events kept one by one, {exact} by `exact`, this one included, none is so many back; raise `exact`, or go less far back"),
             ));
         }
         if windows.empty.is_some() && !aggregate.is_nullable() {
@@ -360,8 +421,9 @@ impl ViewLayout<'_> {
             let values = plan.value == value
                 || plan.value == amount && value == Value::None
                 || plan.value == Value::None && value == amount;
-            // What matches may depend on features of another series, so runs stand apart.
-            plan.filter == filter && values && plan.matches == matches
+            // What matches may depend on features of another series, so runs stand apart; and so does what counts events without a value.
+            let gaps = known.needs.has(Needs::GAPS) == needs.has(Needs::GAPS);
+            plan.filter == filter && values && plan.matches == matches && gaps
         });
         let index = found.unwrap_or_else(|| {
             let plan = SeriesPlan { filter, value: Value::None, matches, ranges: Vec::new() };

@@ -182,7 +182,8 @@ fn is_closed(needs: Needs) -> bool {
     let squares = !needs.has(Needs(2)) || needs.has(Needs::SQUARES);
     let extremes = !needs.has(Needs(4)) || needs.has(Needs::EXTREMES);
     let distinct = !needs.has(Needs(16)) || needs.has(Needs::DISTINCT);
-    squares && extremes && distinct
+    let gaps = !needs.has(Needs(64)) || needs.has(Needs::GAPS);
+    squares && extremes && distinct && gaps
 }
 
 /// Writes `value`, divided by `unit` where that goes, which the lowest bit tells.

@@ -13,7 +13,7 @@ use schemas::{EventTime, Id};
 
 use labels::{LabelEntry, Labels};
 pub(crate) use profile::{Held, Profile, profile_bytes_max};
-pub(crate) use series::{Needs, Sample, Series, SeriesSpec, Window};
+pub(crate) use series::{MISSING, Needs, Sample, Series, SeriesSpec, Window};
 
 /// Transactions and labels of one entity within the reach of its windows, one [`Series`] for each
 /// filter and value of the view's definition; or the entity's profile.

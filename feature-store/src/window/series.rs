@@ -27,7 +27,10 @@ impl Needs {
     /// Which events match, in runs.
     pub(crate) const RUNS: Needs = Needs(32);
 
-    pub(super) const KNOWN: Needs = Needs(63);
+    /// Values to be read one by one, of events that may have none: [`MISSING`] stands for it.
+    pub(crate) const GAPS: Needs = Needs(8 | 64);
+
+    pub(super) const KNOWN: Needs = Needs(127);
 
     pub(crate) const fn has(self, other: Needs) -> bool {
         self.0 & other.0 == other.0
@@ -63,6 +66,9 @@ impl Needs {
         self.0 & !1 != 0
     }
 }
+
+/// The value of an event that has none, in a series of [`Needs::GAPS`].
+pub(crate) const MISSING: i64 = i64::MIN;
 
 /// What a view's definition says of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -377,6 +383,26 @@ impl Series {
             Some(columns) if !window.tiles.is_empty() => Some(columns.tiles.first(window.tiles.start)),
             _ => window.events.clone().next().map(|position| self.events[position].time),
         }
+    }
+
+    /// Times of the events kept one by one, newest first.
+    #[inline]
+    pub(crate) fn times_back(&self, window: &Window) -> impl Iterator<Item = EventTime> {
+        self.events.range(window.events.clone()).rev().map(|event| event.time)
+    }
+
+    /// Values of the events kept one by one, newest first; `None` for one without.
+    #[inline]
+    pub(crate) fn values_back(&self, window: &Window) -> impl Iterator<Item = Option<i64>> {
+        let coded = self.columns.as_ref().filter(|_| self.needs.has(Needs::CODES));
+        let gaps = self.needs.has(Needs::GAPS);
+        window.events.clone().rev().map(move |position| {
+            let value = match coded {
+                Some(columns) => columns.codes[position],
+                None => self.events[position].total.wrapping_sub(self.total_before(position)),
+            };
+            (!gaps || value != MISSING).then_some(value)
+        })
     }
 
     /// Number of different values among the events kept one by one.

@@ -8,6 +8,8 @@ use schemas::{Amount, EventTime, Id, Transaction};
 
 pub const START_MS: i64 = 1_522_540_800_000;
 pub const ENTITIES: usize = 3;
+/// The value of an event that has none, where it counts all the same.
+const NO_VALUE: i64 = i64::MIN;
 
 /// One window feature, as it stands in the definition file.
 #[derive(Clone, Debug)]
@@ -20,6 +22,8 @@ pub struct Window {
     pub offset_ms: i64,
     pub include_current: bool,
     pub empty: Option<f64>,
+    /// How many features it gives, where it is of single events.
+    pub back: u16,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -153,10 +157,13 @@ impl Window {
         let matches = if self.is_of_runs() { condition("match", self.matches) } else { String::new() };
         let include = if self.include_current { "" } else { ", include_current: false" };
         let empty = self.empty.map(|value| format!(", empty: {value:?}")).unwrap_or_default();
+        let single = self.is_of_single_events();
+        let back = if single { format!(", back: {}", self.back) } else { String::new() };
+        let name = if single { format!("\"{name}_{{back}}\"") } else { name.to_owned() };
         let filter = condition("where", self.filter);
         let Window { aggregate, over_ms, offset_ms, .. } = self;
         format!(
-            "      - {{ name: {name}, aggregate: {aggregate}{value}{filter}{matches}, over: [{over_ms}ms], offset: {offset_ms}ms{include}{empty} }}\n"
+            "      - {{ name: {name}, aggregate: {aggregate}{value}{filter}{matches}{back}, over: [{over_ms}ms], offset: {offset_ms}ms{include}{empty} }}\n"
         )
     }
 
@@ -165,7 +172,15 @@ impl Window {
     }
 
     fn is_of_earlier_events(&self) -> bool {
-        matches!(self.aggregate, "last" | "time_since_last" | "first_seen" | "rank")
+        matches!(self.aggregate, "last" | "time_since_last" | "first_seen" | "rank") || self.is_of_single_events()
+    }
+
+    fn is_of_single_events(&self) -> bool {
+        matches!(self.aggregate, "previous" | "time_since_previous" | "same_as_previous")
+    }
+
+    fn columns(&self) -> usize {
+        if self.is_of_single_events() { usize::from(self.back) } else { 1 }
     }
 }
 
@@ -249,8 +264,9 @@ impl Case {
             offset_ms: 0,
             include_current: true,
             empty: None,
+            back: 1,
         };
-        self.expected(&window, at, Side::Card)
+        self.expected(&window, at, Side::Card)[0]
     }
 
     fn passes(&self, filter: Filter, at: usize, side: Side) -> bool {
@@ -264,9 +280,9 @@ impl Case {
         }
     }
 
-    /// The value of `window` for transaction `at` by its definition: of all transactions up to it
+    /// The values of `window` for transaction `at` by its definition: of all transactions up to it
     /// in the log, those that the window holds.
-    pub fn expected(&self, window: &Window, at: usize, side: Side) -> f64 {
+    pub fn expected(&self, window: &Window, at: usize, side: Side) -> Vec<f64> {
         let view = if side == Side::Card { &self.card } else { &self.terminal };
         let now = &self.transactions[at];
         let end = now.time - window.offset_ms;
@@ -275,7 +291,11 @@ impl Case {
         let mut all: Vec<(i64, i64, usize)> = (0..=at)
             .filter(|&index| self.transactions[index].entity(side) == now.entity(side))
             .filter(|&index| self.passes(window.filter, index, side))
-            .filter_map(|index| Some((self.transactions[index].time, self.value(window.value, index, side)?, index)))
+            .filter_map(|index| {
+                let value = self.value(window.value, index, side);
+                let value = if window.is_of_single_events() { Some(value.unwrap_or(NO_VALUE)) } else { value };
+                Some((self.transactions[index].time, value?, index))
+            })
             .collect();
         all.sort_by_key(|&(time, _, index)| (time, index));
         let tiled = all.len() - view.exact.map_or(all.len(), |exact| all.len().min(exact));
@@ -294,6 +314,10 @@ impl Case {
             held.iter().filter(|(position, _)| *position >= tiled).map(|(_, event)| **event).collect();
         let held: Vec<(i64, i64, usize)> = held.into_iter().map(|(_, event)| *event).collect();
         let (aggregate, missing) = (window.aggregate, window.empty.unwrap_or(f64::NAN));
+        if window.is_of_single_events() {
+            let of_event = |back| exact.iter().nth_back(back).and_then(|event| self.of_event(window, at, side, event));
+            return (0..window.columns()).map(|back| of_event(back).unwrap_or(missing)).collect();
+        }
         let value = self.aggregate(window, at, side, &held, &exact);
         let rounds = view.exact == Some(0);
         let bound = |time: i64| if rounds { view.floor(time) - 1 } else { time };
@@ -306,7 +330,18 @@ impl Case {
             "fraud_rate" => (!held.is_empty()).then_some(frauds / held.len() as f64),
             _ => value,
         };
-        value.unwrap_or(missing)
+        vec![value.unwrap_or(missing)]
+    }
+
+    /// The value of one event before this one.
+    fn of_event(&self, window: &Window, at: usize, side: Side, event: &(i64, i64, usize)) -> Option<f64> {
+        let &(time, value, _) = event;
+        match window.aggregate {
+            "previous" => (value != NO_VALUE).then_some(value as f64 / 10_000.0),
+            "time_since_previous" => Some((self.transactions[at].time - time) as f64 / 1000.0),
+            // Nothing is the same as what is missing.
+            _ => Some(f64::from(u8::from(self.value(window.value, at, side) == Some(value)))),
+        }
     }
 
     /// The value over the events that are `held`, or those of them kept one by one.
@@ -399,8 +434,8 @@ impl Case {
 
     /// The features of transaction `at`, in the layout's order.
     pub fn expected_row(&self, at: usize) -> Vec<f64> {
-        let card = self.card.windows.iter().map(|window| self.expected(window, at, Side::Card));
-        let terminal = self.terminal.windows.iter().map(|window| self.expected(window, at, Side::Terminal));
+        let card = self.card.windows.iter().flat_map(|window| self.expected(window, at, Side::Card));
+        let terminal = self.terminal.windows.iter().flat_map(|window| self.expected(window, at, Side::Terminal));
         card.chain([self.base(at)]).chain(terminal).collect()
     }
 }
@@ -415,6 +450,9 @@ fn filter(side: Side) -> impl Strategy<Value = Filter> {
     prop_oneof![3 => Just(Filter::Always), 1 => above, 1 => Just(base), 1 => Just(Filter::NotFirst)]
 }
 
+/// Aggregates that take numbers.
+const OF_NUMBERS: [&str; 8] = ["sum", "mean", "min", "max", "std", "last", "rank", "previous"];
+
 fn windows(
     side: Side,
     exact: Option<usize>,
@@ -422,20 +460,22 @@ fn windows(
 ) -> impl Strategy<Value = Vec<Window>> {
     let empty = proptest::option::of(prop_oneof![Just(0.0), Just(-1.5), Just(0.1), Just(1e6)]);
     let values = prop_oneof![2 => Just(Value::Amount), 1 => Just(Value::Relative), 1 => Just(Value::Other)];
-    let drawn = (proptest::sample::select(aggregates(side, exact)), over_ms(), offset_ms, any::<bool>(), empty);
+    // As far as events are kept one by one.
+    let most = exact.map_or(8, |exact| u16::try_from(exact).unwrap_or(8).saturating_sub(1).clamp(1, 8));
+    let window = (over_ms(), offset_ms, any::<bool>(), 1..=most);
+    let drawn = (proptest::sample::select(aggregates(side, exact)), window, empty);
     let window = (drawn, values, any::<bool>(), filter(side), filter(side)).prop_map(
-        move |((aggregate, over_ms, offset_ms, include_current, empty), value, bare, filter, matches)| {
+        move |((aggregate, (over_ms, offset_ms, include_current, back), empty), value, bare, filter, matches)| {
             let value = match (aggregate, value) {
                 ("distinct", Value::Relative) if side == Side::Terminal => Value::Amount,
-                ("distinct", value) => value,
+                ("distinct" | "same_as_previous", value) => value,
                 ("first_seen", value) if side == Side::Card && !bare && exact != Some(0) => value,
-                ("sum" | "mean" | "min" | "max" | "std" | "last" | "rank", Value::Relative) if side == Side::Card => {
-                    Value::Relative
-                }
-                ("sum" | "mean" | "min" | "max" | "std" | "last" | "rank", _) => Value::Amount,
+                (name, Value::Relative) if side == Side::Card && OF_NUMBERS.contains(&name) => Value::Relative,
+                (name, _) if OF_NUMBERS.contains(&name) => Value::Amount,
                 _ => Value::Nothing,
             };
-            let mut window = Window { aggregate, value, filter, matches, over_ms, offset_ms, include_current, empty };
+            let mut window =
+                Window { aggregate, value, filter, matches, over_ms, offset_ms, include_current, empty, back };
             window.include_current |= offset_ms > 0 || window.is_of_earlier_events();
             if aggregate.starts_with("fraud") && exact == Some(0) {
                 window.filter = Filter::Always;
@@ -479,6 +519,11 @@ fn aggregates(side: Side, exact: Option<usize>) -> Vec<&'static str> {
     let mut aggregates = vec!["count", "sum", "mean", "min", "max", "std", "last", "time_since_last", "first_seen"];
     if exact != Some(0) {
         aggregates.extend(["distinct", "run_length", "time_since_match", "time_since_run_start", "others_since_match"]);
+    }
+    // This event is one of those that are kept one by one.
+    if exact.is_none_or(|exact| exact > 1) {
+        aggregates.extend(["previous", "time_since_previous"]);
+        aggregates.extend((side == Side::Card).then_some("same_as_previous"));
     }
     match side {
         Side::Card if exact == Some(0) => {}

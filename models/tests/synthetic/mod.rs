@@ -18,6 +18,7 @@ pub(crate) fn layout() -> FeatureLayout {
         name: name.into(),
         definition: definition.into(),
         nullable,
+        place: None,
     };
     FeatureLayout::new(columns.map(spec).into())
 }

@@ -19,11 +19,12 @@ use schemas::{EventTime, Id, Label, Transaction};
 use table::{Table, write_table};
 
 const HANDBOOK: &str = include_str!("../../../feature-store/definitions/handbook.yaml");
-/// The Handbook's; with a profile besides, of which nothing is known here; with runs of known frauds; and all that a definition can ask for.
-const DEFINITIONS: [&str; 4] = [
+/// The Handbook's; with a profile besides, of which nothing is known here; with runs of known frauds; with the card's last payments; and all that a definition can ask for.
+const DEFINITIONS: [&str; 5] = [
     "../../feature-store/definitions/handbook.yaml",
     "../../feature-store/definitions/three_views.yaml",
     "../../feature-store/definitions/fraud.yaml",
+    "../../feature-store/definitions/history.yaml",
     "../../load-tests/tests/simulation/features.yaml",
 ];
 const DAY: Duration = Duration::from_secs(86_400);
@@ -365,7 +366,7 @@ fn vectors_that_were_logged_are_those_of_a_backfill() {
         HANDBOOK.replace(from, to)
     };
     let (code, printed, error) =
-        verify(Some(&changed("aggregate: count, over: [1d, 7d, 30d] }", "aggregate: count, over: [1d, 6d, 30d] }")));
+        verify(Some(&changed("aggregate: count, over: [1d, 7d, 30d],\n", "aggregate: count, over: [1d, 6d, 30d],\n")));
     assert_eq!(code, Some(1), "{printed}");
     assert!(printed.contains(": CUSTOMER_ID_NB_TX_6DAY_WINDOW was "), "an example: {printed}");
     let named: Vec<&str> = printed.lines().filter(|line| line.ends_with(" values differ")).collect();
@@ -373,7 +374,10 @@ fn vectors_that_were_logged_are_those_of_a_backfill() {
     assert!(named[0].starts_with("CUSTOMER_ID_NB_TX_6DAY_WINDOW: "), "{named:?}");
     assert!(error.contains(&format!(" of {rows} vectors differ")), "{error}");
 
-    let narrower = changed("  - { name: LOG_AMOUNT, value: log1p(TX_AMOUNT) }\n", "");
+    let narrower = changed(
+        "  - { name: LOG_AMOUNT, value: log1p(TX_AMOUNT),\n      reason_group: amount, reason: \"a logarithm of the amount of {value}, usually {reference}\" }\n",
+        "",
+    );
     let (code, _, error) = verify(Some(&narrower));
     assert_eq!(code, Some(1));
     assert!(error.contains("carries 23 values, the definitions have 22: name the definitions"), "{error}");

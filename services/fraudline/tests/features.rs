@@ -69,6 +69,7 @@ fn show_prints_the_vector_the_memory_and_the_reads() {
         "16 bytes of memory for each of them; `exact: 0` keeps tiles instead",
         "terminal: one state by terminal_id, from the cache or the online store",
         "card: one state by card_id, from memory, or the online store if it was dropped",
+        "TX_DURING_NIGHT                             paid {value?at night|by day}",
     ] {
         assert!(lines.contains(&line), "no `{line}` in\n{text}");
     }
@@ -85,7 +86,8 @@ fn show_prints_the_vector_the_memory_and_the_reads() {
     std::fs::write(&file, "version: 1\nallowed_lateness: 1d\nrequest:\n  - { name: LOG, value: log1p(amount) }\n")
         .unwrap();
     let text = printed(&["show", file.to_str().unwrap()]);
-    assert!(text.starts_with("1 features, f32, layout ") && text.ends_with("\na scoring reads\n  nothing\n"), "{text}");
+    assert!(text.starts_with("1 features, f32, layout ") && text.contains("\na scoring reads\n  nothing\n"), "{text}");
+    assert!(text.ends_with("one of each group\n  LOG\n    LOG  LOG is {value}, usually {reference}\n"), "{text}");
 }
 
 #[test]

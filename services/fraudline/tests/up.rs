@@ -77,7 +77,7 @@ fn what_cannot_start_says_why() {
     let text = include_str!("../../../feature-store/definitions/handbook.yaml");
     std::fs::write(
         &definitions,
-        text.replace("over: [1d, 7d, 30d], offset: 7d }", "over: [1d, 7d, 29d], offset: 7d }"),
+        text.replace("count, over: [1d, 7d, 30d], offset: 7d,", "count, over: [1d, 7d, 29d], offset: 7d,"),
     )
     .unwrap();
     let mut other_features = Up::new(&folder.path().join("third"));
