@@ -76,8 +76,8 @@ pub fn chunks(rng: &mut ChaCha8Rng, partitions: u32, appended: EventTime) -> Vec
             };
             if let Fate::Scored(transaction) = &input.fate {
                 newest[partition] = newest[partition].max(transaction.event_time);
-                label(rng, transaction, &mut pending);
-                update(rng, transaction, &mut updates);
+                label(rng, transaction, now, &mut pending);
+                update(rng, transaction, now, &mut updates);
             }
             chunk.inputs.push(input);
         }
@@ -100,8 +100,9 @@ impl Input {
     }
 }
 
-/// A chargeback, mostly within days and at times weeks later; repeated or taken back now and then.
-fn label(rng: &mut ChaCha8Rng, transaction: &Transaction, pending: &mut Vec<Label>) {
+/// A chargeback, mostly within days and at times weeks later; repeated or taken back now and then. It becomes known `now` or
+/// later, also where the transaction is a late one: what is known stands in the log before any transaction that follows.
+fn label(rng: &mut ChaCha8Rng, transaction: &Transaction, now: EventTime, pending: &mut Vec<Label>) {
     if !rng.random_ratio(1, 4) {
         return;
     }
@@ -111,7 +112,7 @@ fn label(rng: &mut ChaCha8Rng, transaction: &Transaction, pending: &mut Vec<Labe
         card_id: transaction.card_id.clone(),
         terminal_id: transaction.terminal_id.clone(),
         transaction_time: transaction.event_time,
-        label_time: transaction.event_time + HOUR * rng.random_range(0..24 * days),
+        label_time: now + HOUR * rng.random_range(0..24 * days),
         fraud: true,
     };
     if rng.random_ratio(1, 6) {
@@ -123,8 +124,8 @@ fn label(rng: &mut ChaCha8Rng, transaction: &Transaction, pending: &mut Vec<Labe
     pending.push(label);
 }
 
-/// News of the card, at the time of its transaction or days later; at times several of the same second.
-fn update(rng: &mut ChaCha8Rng, transaction: &Transaction, updates: &mut Vec<ProfileUpdate>) {
+/// News of the card, `now` or days later; at times several of the same second.
+fn update(rng: &mut ChaCha8Rng, transaction: &Transaction, now: EventTime, updates: &mut Vec<ProfileUpdate>) {
     if !rng.random_ratio(1, 4) {
         return;
     }
@@ -145,7 +146,7 @@ fn update(rng: &mut ChaCha8Rng, transaction: &Transaction, updates: &mut Vec<Pro
         updates.push(ProfileUpdate {
             view: Id::from("card_profile"),
             entity_id: transaction.card_id.clone(),
-            event_time: transaction.event_time + later,
+            event_time: now + later,
             values,
         });
     }

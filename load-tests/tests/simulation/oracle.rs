@@ -1,22 +1,20 @@
 //! What must have come of a log, computed without the path.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use feature_store::{Backfill, FeatureSet};
-use models::ModelThread;
 use schemas::{Alert, DeadLetterReason, Id, Score, SourcePosition, headers, partition_for_key, topics};
 use scorer::log::{Log, Record, TopicPartition};
 
 use crate::events::{Chunk, Fate};
+use crate::versions::{Models, version_of};
 
-/// Checks I1, I2 and I5 over everything that was fed; returns how many records that were.
-pub fn check(log: &dyn Log, features: &FeatureSet, model: &ModelThread, fed: &[Chunk], partitions: u32) -> u64 {
-    let mut scores: HashMap<SourcePosition, Score> = HashMap::new();
-    for record in read_all(log, topics::SCORES) {
-        let score: Score = serde_json::from_slice(&record.value).unwrap();
-        let repeated = scores.insert(score.source.clone(), score);
-        assert!(repeated.is_none(), "I1: scored twice: {repeated:?}");
-    }
+/// Checks I1, I2 and I5 over everything that was fed, and that models took turns in their order; returns how many records
+/// that were, and how many models scored them, counted for each partition.
+pub fn check(log: &dyn Log, features: &FeatureSet, models: &Models, fed: &[Chunk], partitions: u32) -> (u64, u64) {
+    let mut scores = scores_by_source(log, topics::SCORES);
+    let mut shadows = scores_by_source(log, topics::CHALLENGER_SCORES);
+    let models_seen = check_order(&scores);
     let mut dead_letters: HashMap<SourcePosition, Record> = HashMap::new();
     for record in read_all(log, topics::DEAD_LETTERS) {
         let source = SourcePosition {
@@ -38,7 +36,8 @@ pub fn check(log: &dyn Log, features: &FeatureSet, model: &ModelThread, fed: &[C
 
     let mut backfill = Backfill::new(features);
     let mut next = vec![0u64; partitions as usize];
-    let (mut rows, mut of_rows) = (Vec::new(), Vec::new());
+    // Rows by the model that scored them, and what it said.
+    let mut said: BTreeMap<Id, (Vec<f32>, Vec<Score>)> = BTreeMap::new();
     let mut records = 0;
     for chunk in fed {
         chunk.labels.iter().for_each(|label| backfill.label(label));
@@ -57,21 +56,49 @@ pub fn check(log: &dyn Log, features: &FeatureSet, model: &ModelThread, fed: &[C
                     let mut row = Vec::new();
                     backfill.transaction(transaction, &mut row);
                     check_row(features, &score, &row);
-                    rows.extend(row);
-                    of_rows.push(score);
+                    for score in [Some(score), shadows.remove(&source)].into_iter().flatten() {
+                        let (rows, scores) = said.entry(score.model.clone()).or_default();
+                        rows.extend(&row);
+                        scores.push(score);
+                    }
                 }
             }
         }
     }
     assert!(scores.is_empty(), "I1: scores of no record: {scores:?}");
     assert!(dead_letters.is_empty(), "I1: dead letters of no record: {dead_letters:?}");
-    if !rows.is_empty() {
-        let again = model.submit(rows).unwrap().wait().unwrap().scores;
-        for (score, again) in of_rows.iter().zip(again) {
+    assert!(shadows.is_empty(), "the challenger scored what the champion did not: {shadows:?}");
+    for (model, (rows, scores)) in said {
+        for (score, again) in scores.iter().zip(models.scores(&model, rows)) {
             assert_eq!(score.score.to_bits(), again.to_bits(), "the same vector scores the same: {score:?}");
         }
     }
-    records
+    (records, models_seen)
+}
+
+fn scores_by_source(log: &dyn Log, topic: &str) -> HashMap<SourcePosition, Score> {
+    let mut scores: HashMap<SourcePosition, Score> = HashMap::new();
+    for record in read_all(log, topic) {
+        let score: Score = serde_json::from_slice(&record.value).unwrap();
+        let repeated = scores.insert(score.source.clone(), score);
+        assert!(repeated.is_none(), "I1: scored twice in {topic}: {repeated:?}");
+    }
+    scores
+}
+
+/// No partition goes back to an older model. Returns how many each had, all together.
+fn check_order(scores: &HashMap<SourcePosition, Score>) -> u64 {
+    let mut in_order: Vec<&Score> = scores.values().collect();
+    in_order.sort_by_key(|score| (score.source.partition, score.source.offset));
+    let of_partitions = in_order.chunk_by(|a, b| a.source.partition == b.source.partition);
+    let models = of_partitions.map(|scores| {
+        for pair in scores.windows(2) {
+            let [before, after] = [version_of(&pair[0].model), version_of(&pair[1].model)];
+            assert!(before <= after, "back from version {before} to {after} at {:?}", pair[1].source);
+        }
+        scores.chunk_by(|a, b| a.model == b.model).count() as u64
+    });
+    models.sum()
 }
 
 fn check_row(features: &FeatureSet, score: &Score, row: &[f32]) {

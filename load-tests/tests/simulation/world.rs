@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use feature_store::{FeatureSet, OnlineStore, ViewReader};
 use materializer::{Materializer, MaterializerOptions};
-use models::{Dataset, ModelThread, ServeOptions, TrainOptions};
+use models::{CHAMPION, LayoutCheck, ModelThread, Registry};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use schemas::{EventTime, topics};
@@ -17,33 +17,29 @@ use scorer::{ScorerError, Worker, WorkerOptions};
 use crate::events::{self, Chunk};
 use crate::faults::{ApartStore, Faults, FaultyLog, FaultyStore};
 use crate::oracle;
+use crate::versions::{CHALLENGER, Models, NAME, VERSIONS, follow};
 
-static FEATURES: LazyLock<Arc<FeatureSet>> = LazyLock::new(|| {
+pub static FEATURES: LazyLock<Arc<FeatureSet>> = LazyLock::new(|| {
     Arc::new(
         FeatureSet::parse(include_str!("features.yaml"), "features.yaml").unwrap_or_else(|error| panic!("{error}")),
     )
 });
 
-/// Some network of the right layout: what it says doesn't matter, that it says the same again does.
-static MODEL: LazyLock<ModelThread> = LazyLock::new(|| {
-    let layout = FEATURES.layout();
-    let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let mut part = |rows: usize| {
-        let labels: Vec<bool> = (0..rows).map(|row| row.is_multiple_of(5)).collect();
-        let value = |row: usize| rng.random_range(0.0..10.0f32) + f32::from(u8::from(row.is_multiple_of(5)));
-        let rows = (0..rows * layout.width()).map(|at| at / layout.width()).map(value).collect();
-        Dataset { rows, width: layout.width(), labels }
-    };
-    let (training, validation) = (part(2000), part(500));
-    let options = TrainOptions { epochs: 2, hidden: vec![8], alert_budget: 0.1, ..TrainOptions::default() };
-    let artifact = models::train(layout, &training, &validation, &options, &mut |_| {}).unwrap();
-    ModelThread::start(artifact, &ServeOptions { device: models::Device::Cpu, ..ServeOptions::default() }).unwrap()
-});
-
 /// Records are appended on and after this day, which lies behind all event times.
 const START_US: i64 = 1_600_000_000_000_000;
 
-pub struct World {
+/// Processes that scorers run in, each of which hears of a promotion by itself.
+const PROCESSES: usize = 2;
+
+pub struct World<'a> {
+    models: &'a Models,
+    registry: Registry,
+    /// The last version that became the champion.
+    promoted: usize,
+    /// Of each process that scorers run in.
+    followed: [Option<ModelThread>; PROCESSES],
+    /// Where the registry is while it is away.
+    away: std::path::PathBuf,
     rng: ChaCha8Rng,
     chunks: std::vec::IntoIter<Chunk>,
     fed: Vec<Chunk>,
@@ -71,10 +67,12 @@ struct Process {
 pub struct Done {
     pub crashes: u64,
     pub events: u64,
+    /// Models that scored something, partition by partition.
+    pub models_seen: u64,
 }
 
-impl World {
-    pub fn new(seed: u64) -> World {
+impl World<'_> {
+    pub fn new(seed: u64, models: &Models) -> World<'_> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let partitions = rng.random_range(1..5);
         let chunks = events::chunks(&mut rng, partitions, EventTime::from_millis(START_US / 1000));
@@ -98,6 +96,11 @@ impl World {
         };
         let view_cache_bytes = if rng.random_ratio(1, 2) { 0 } else { 1 << 20 };
         World {
+            models,
+            registry: models.registry(&directory.path().join("registry")),
+            promoted: 1,
+            followed: Default::default(),
+            away: directory.path().join("away"),
             rng,
             chunks: chunks.into_iter(),
             fed: Vec::new(),
@@ -125,6 +128,8 @@ impl World {
             }
             match self.step() {
                 Ok(()) => {}
+                // Passes once the registry is back.
+                Err(ScorerError::ModelBehind { .. }) if self.away.exists() => {}
                 Err(error) if self.faults.crashed() => {
                     assert!(error.to_string().contains("crash"), "after a crash nothing else fails: {error}");
                     self.crash();
@@ -138,8 +143,8 @@ impl World {
         }
         self.check_stamps();
         let partitions = self.log.topic(topics::TRANSACTIONS).unwrap().spec.partitions;
-        let events = oracle::check(&*self.log, &FEATURES, &MODEL, &self.fed, partitions);
-        Done { crashes: self.crashes, events }
+        let (events, models_seen) = oracle::check(&*self.log, &FEATURES, self.models, &self.fed, partitions);
+        Done { crashes: self.crashes, events, models_seen }
     }
 
     fn step(&mut self) -> Result<(), ScorerError> {
@@ -156,6 +161,7 @@ impl World {
                     apart.flush();
                 }
             }
+            94..99 => self.change_models(),
             // A scorer joins the group, or leaves it without a word.
             60..62 if self.process.workers.len() < 3 => self.start_worker()?,
             62..64 if self.process.workers.len() > 1 => {
@@ -212,11 +218,16 @@ impl World {
             }
         };
         self.process.views = Some(Arc::clone(&views));
+        let process = self.rng.random_range(0..PROCESSES);
+        if self.followed[process].is_none() {
+            self.return_registry();
+        }
+        let model = self.followed[process].get_or_insert_with(|| follow(&self.registry)).clone();
         let context = Context {
             log: self.faulty_log(),
             store: self.store(),
             features: Arc::clone(&FEATURES),
-            model: MODEL.clone(),
+            model,
             clock: self.clock(),
             stats: Arc::new(Stats::default()),
             views,
@@ -225,12 +236,51 @@ impl World {
         Ok(())
     }
 
+    /// A promotion, which the processes hear of later, or one that hears of it now; a challenger; a registry that goes away.
+    fn change_models(&mut self) {
+        if self.rng.random_ratio(1, 4) && !self.away.exists() {
+            std::fs::rename(self.registry.root(), &self.away).unwrap();
+            return;
+        }
+        self.return_registry();
+        let now = EventTime::from_millis(self.now_us.load(SeqCst) / 1000);
+        match self.rng.random_range(0..8) {
+            0..4 if self.promoted < VERSIONS => {
+                self.promoted += 1;
+                let version = self.promoted.to_string();
+                self.registry.promote(NAME, &version, CHAMPION, LayoutCheck::None, now).unwrap();
+            }
+            4 => {
+                let version = self.rng.random_range(1..=VERSIONS).to_string();
+                self.registry.promote(NAME, &version, CHALLENGER, LayoutCheck::None, now).unwrap();
+            }
+            5 => drop(self.registry.remove_alias(NAME, CHALLENGER, now)),
+            _ => {
+                let process = self.rng.random_range(0..PROCESSES);
+                if let Some(followed) = &self.followed[process] {
+                    followed.refresh(Duration::from_secs(60)).unwrap();
+                }
+            }
+        }
+    }
+
+    fn return_registry(&self) {
+        if self.away.exists() {
+            std::fs::rename(&self.away, self.registry.root()).unwrap();
+        }
+    }
+
     /// The process dies where it stands. At times the log is opened anew, or the store is lost.
     fn crash(&mut self) {
         self.crashes += 1;
         self.faults.arm(-1);
         self.process = Process::default();
         self.check_stamps();
+        // The other one may live on, with what it has heard.
+        if self.rng.random_ratio(1, 5) {
+            let process = self.rng.random_range(0..PROCESSES);
+            self.followed[process] = None;
+        }
         if let Some(apart) = &self.apart
             && self.rng.random_ratio(1, 10)
         {

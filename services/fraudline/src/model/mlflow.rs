@@ -93,6 +93,19 @@ struct Listed {
 }
 
 #[derive(Deserialize)]
+struct RunAnswer {
+    run: Run,
+}
+
+#[derive(Deserialize)]
+struct Run {
+    info: DownloadUri,
+}
+
+/// What a folder holds: names, and whether they are folders.
+type Names = Vec<(String, bool)>;
+
+#[derive(Deserialize)]
 struct Refusal {
     message: String,
 }
@@ -135,7 +148,7 @@ impl Mlflow {
         };
         let asked = [("name", name.as_str()), ("version", version.as_str())];
         let DownloadUri { artifact_uri } = self.json("/api/2.0/mlflow/model-versions/get-download-uri", &asked)?;
-        let folder = match Place::of(&artifact_uri)? {
+        let folder = match Place::of(&self.of_run(artifact_uri)?)? {
             Place::Local(folder) => find(&folder, &mut |folder| local_names(folder))?,
             Place::Proxied(path) => {
                 let root = find(Path::new(&path), &mut |folder| self.list(folder))?;
@@ -144,6 +157,14 @@ impl Mlflow {
             }
         };
         Ok(Downloaded { name, version, folder })
+    }
+
+    /// A version that was registered as `runs:/RUN/PATH` has its files in PATH of that run's.
+    fn of_run(&self, artifact_uri: String) -> anyhow::Result<String> {
+        let Some(rest) = artifact_uri.strip_prefix("runs:/") else { return Ok(artifact_uri) };
+        let (run, path) = rest.trim_start_matches('/').split_once('/').unwrap_or((rest, ""));
+        let RunAnswer { run } = self.json("/api/2.0/mlflow/runs/get", &[("run_id", run)])?;
+        Ok(format!("{}/{path}", run.info.artifact_uri.trim_end_matches('/')))
     }
 
     /// Downloads a folder with all that is in it.
@@ -164,8 +185,7 @@ impl Mlflow {
         Ok(())
     }
 
-    /// Names in a folder of the server's, and whether they are folders.
-    fn list(&self, folder: &Path) -> anyhow::Result<Vec<(String, bool)>> {
+    fn list(&self, folder: &Path) -> anyhow::Result<Names> {
         let path = folder.to_string_lossy();
         let listing: Listing = self.json("/api/2.0/mlflow-artifacts/artifacts", &[("path", &path)])?;
         let names = listing.files.into_iter().map(|listed| {
@@ -227,7 +247,7 @@ impl Place {
 }
 
 /// The folder that holds a model, at `root` or below it.
-fn find(root: &Path, list: &mut dyn FnMut(&Path) -> anyhow::Result<Vec<(String, bool)>>) -> anyhow::Result<PathBuf> {
+fn find(root: &Path, list: &mut dyn FnMut(&Path) -> anyhow::Result<Names>) -> anyhow::Result<PathBuf> {
     let mut level = vec![root.to_owned()];
     for _ in 0..DEPTH_MAX {
         let mut below = Vec::new();
@@ -248,7 +268,7 @@ fn find(root: &Path, list: &mut dyn FnMut(&Path) -> anyhow::Result<Vec<(String, 
     )
 }
 
-fn local_names(folder: &Path) -> anyhow::Result<Vec<(String, bool)>> {
+fn local_names(folder: &Path) -> anyhow::Result<Names> {
     let entries = std::fs::read_dir(folder).with_context(|| {
         format!("reading {}, where the server has the model's files; is it on this machine?", folder.display())
     })?;

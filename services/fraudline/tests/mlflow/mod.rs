@@ -64,6 +64,9 @@ fn answer(mut stream: TcpStream, root: &Path, artifact_uri: &str) {
             {
                 found(json!({ "artifact_uri": artifact_uri }))
             }
+            "/api/2.0/mlflow/runs/get" if of("run_id") == "a1" => found(
+                json!({ "run": { "info": { "run_id": "a1", "artifact_uri": "mlflow-artifacts:/1/run a/artifacts" } } }),
+            ),
             "/api/2.0/mlflow-artifacts/artifacts" => {
                 let entries = std::fs::read_dir(root.join(of("path"))).unwrap().map(|entry| {
                     let entry = entry.unwrap();
@@ -112,6 +115,9 @@ fn models_are_imported_from_mlflow() {
     let local = Server::start(folder.path().to_owned(), &format!("file://{}", model.display()));
     let args = ["model", "import", "models:/fraud/7", "--as", "local@1", "--mlflow", &local.url];
     assert!(done(&root, &args).contains("added local@1"));
+    let of_run = Server::start(folder.path().to_owned(), "runs:/a1/model");
+    let args = ["model", "import", "models:/fraud/7", "--as", "run@1", "--mlflow", &of_run.url];
+    assert!(done(&root, &args).contains("added run@1"));
     let bucket = Server::start(folder.path().to_owned(), "s3://bucket/model");
     let args = ["model", "import", "models:/fraud/7", "--as", "local@2", "--mlflow", &bucket.url];
     assert!(refused(&root, &args).contains("s3://bucket/model, which the server does not give out itself"));

@@ -145,7 +145,7 @@ fn a_commit_takes_outputs_offsets_and_states_along() {
         push(&mut outputs, "out", 0, 2, "A");
         let states = checkpoint("cards", 0, "c1", 1, b"state");
         let commit =
-            Commit { outputs: &outputs, offsets: &[(at("in", 0), 1)], metadata: "", checkpoint: Some(&states) };
+            Commit { outputs: &outputs, offsets: &[(at("in", 0), 1)], metadata: "née", checkpoint: Some(&states) };
         let committed = consumer.commit(&commit).unwrap();
         let expected = if atomic_checkpoints { Committed::WithCheckpoint } else { Committed::WithoutCheckpoint };
         assert_eq!(committed, expected);
@@ -155,7 +155,9 @@ fn a_commit_takes_outputs_offsets_and_states_along() {
         let log = EmbeddedLog::open(dir.path(), options).unwrap();
         assert_eq!(values(&log.read(&at("out", 0), 0, 10).unwrap()), ["A"]);
         assert_eq!(log.committed("g", &at("in", 0)).unwrap(), Some(1));
+        assert_eq!(log.committed_metadata("g", &at("in", 0)).unwrap(), "née");
         assert_eq!(log.committed("other", &at("in", 0)).unwrap(), None);
+        assert_eq!(log.committed_metadata("other", &at("in", 0)).unwrap(), "");
         let mut consumer = log.join("g", "0", &["in"]).unwrap();
         rebalanced(&mut *consumer, "in");
         assert_eq!(values(&records(consumer.poll("in", 10, NOW).unwrap())), ["b"]);

@@ -169,3 +169,38 @@ fn who_comes_under_the_same_name_takes_the_place() {
         }
     }
 }
+
+#[test]
+fn metadata_stands_beside_the_committed_offsets() {
+    for delivery in [Delivery::ExactlyOnce, Delivery::AtLeastOnce] {
+        let Some(options) = options(delivery) else { return };
+        let log = KafkaLog::connect(options).unwrap();
+        let (from, group) = (topic(&log, "in", 2), unique("group"));
+        fill(&log, &from, 2, 0..3);
+        let committed = |partition| {
+            let of = at(&from, partition);
+            (log.committed(&group, &of).unwrap(), log.committed_metadata(&group, &of).unwrap())
+        };
+        assert_eq!(committed(0), (None, String::new()));
+        let mut consumer = log.join(&group, "0", &[&from]).unwrap();
+        records(&mut *consumer, &from, 1);
+        // The last one is committed when the consumer goes, where offsets are committed now and then.
+        for (offset, metadata) in [(1, "fraud@champion:1"), (2, "fraud@champion:7")] {
+            let offsets = [(at(&from, 0), offset)];
+            let commit = Commit { outputs: &Outbox::default(), offsets: &offsets, metadata, checkpoint: None };
+            consumer.commit(&commit).unwrap();
+        }
+        let commit =
+            Commit { outputs: &Outbox::default(), offsets: &[(at(&from, 1), 1)], metadata: "", checkpoint: None };
+        if delivery == Delivery::ExactlyOnce {
+            consumer.commit(&commit).unwrap();
+        }
+        drop(consumer);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while committed(0).0 != Some(2) && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(committed(0), (Some(2), "fraud@champion:7".to_owned()), "{delivery:?}");
+        assert_eq!(committed(1).1, "");
+    }
+}
