@@ -12,6 +12,12 @@ pub enum ModelError {
     /// The registry did not answer in time, as a mount that hangs.
     #[error("the registry {} has not answered within {waited_s} s", path.display())]
     RegistryAway { path: PathBuf, waited_s: u64 },
+    /// A model has no threshold for this alert budget.
+    #[error("{model} has no threshold for an alert budget of {alert_budget}; it has some for {known}")]
+    AlertBudget { model: String, alert_budget: f64, known: String },
+    /// A chart that can't be drawn.
+    #[error("drawing `{chart}`: {problem}")]
+    Chart { chart: String, problem: String },
     /// Options or data that no model can be trained with.
     #[error("training: {0}")]
     Training(String),

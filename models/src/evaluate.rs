@@ -120,23 +120,84 @@ pub fn card_precision(rows: &[ScoredCard], top: usize) -> Option<f64> {
     (days > 0).then(|| sum / f64::from(days))
 }
 
-/// Expected calibration error over bins of equally many rows by score: the mean distance between a bin's mean score and its share of
-/// frauds, weighted by its rows (Naeini, Cooper, Hauskrecht 2015, with bins of equal mass).
+/// Rows of neighbouring scores.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CalibrationBin {
+    pub rows: u64,
+    /// What the scores say.
+    pub mean_score: f64,
+    /// And what is so.
+    pub fraud_share: f64,
+}
+
+/// Rows by score in `bins` bins of equally many rows, or one for each row where there are fewer; from the lowest on.
 ///
 /// `None` over no rows, or unless there is a label for each.
-pub fn calibration_error(scores: &[f32], labels: &[bool], bins: usize) -> Option<f64> {
+pub fn calibration_bins(scores: &[f32], labels: &[bool], bins: usize) -> Option<Vec<CalibrationBin>> {
     if scores.is_empty() || scores.len() != labels.len() || bins == 0 {
         return None;
     }
     let mut rows: Vec<(f32, bool)> = scores.iter().copied().zip(labels.iter().copied()).collect();
     rows.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-    let error = |bin: usize| {
+    let bins = bins.min(rows.len());
+    let of_bin = |bin: usize| {
         let bin = &rows[bin * rows.len() / bins..(bin + 1) * rows.len() / bins];
-        let expected: f64 = bin.iter().map(|(score, _)| f64::from(*score)).sum();
+        let scores: f64 = bin.iter().map(|(score, _)| f64::from(*score)).sum();
         let frauds = bin.iter().filter(|(_, fraud)| *fraud).count() as f64;
-        (expected - frauds).abs()
+        let count = bin.len() as f64;
+        CalibrationBin { rows: bin.len() as u64, mean_score: scores / count, fraud_share: frauds / count }
     };
-    Some((0..bins).map(error).sum::<f64>() / rows.len() as f64)
+    Some((0..bins).map(of_bin).collect())
+}
+
+/// Expected calibration error over [`calibration_bins`]: the mean distance between a bin's mean score and its share of
+/// frauds, weighted by its rows (Naeini, Cooper, Hauskrecht 2015, with bins of equal mass).
+///
+/// `None` over no rows, or unless there is a label for each.
+pub fn calibration_error(scores: &[f32], labels: &[bool], bins: usize) -> Option<f64> {
+    let bins = calibration_bins(scores, labels, bins)?;
+    let errors = bins.iter().map(|bin| bin.rows as f64 * (bin.mean_score - bin.fraud_share).abs());
+    Some(errors.sum::<f64>() / scores.len() as f64)
+}
+
+/// What a threshold of one of the scores would give.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct OperatingPoint {
+    pub threshold: f32,
+    /// Share of frauds among the rows at or above the threshold.
+    pub precision: f64,
+    /// Share of the frauds, and of the others, that are at or above the threshold.
+    pub recall: f64,
+    pub false_positive_rate: f64,
+}
+
+/// The precision-recall curve and the ROC curve: a point for each distinct score, from the highest on; of those closer together
+/// than `spacing` in both recall and false positive rate, only the first. The last one has all rows.
+///
+/// `None` where [`evaluate`] has no figures.
+pub fn operating_points(scores: &[f32], labels: &[bool], spacing: f64) -> Option<Vec<OperatingPoint>> {
+    evaluate(scores, labels, 0.0)?;
+    let mut rows: Vec<(f32, bool)> = scores.iter().copied().zip(labels.iter().copied()).collect();
+    rows.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
+    let total = Tie::of(&rows);
+    let (mut above, mut points) = (Tie::default(), Vec::<OperatingPoint>::new());
+    for tie in rows.chunk_by(|a, b| a.0 == b.0) {
+        tie.iter().for_each(|(_, label)| above.push(*label));
+        let point = OperatingPoint {
+            threshold: tie[0].0,
+            precision: above.positives as f64 / (above.positives + above.negatives) as f64,
+            recall: above.positives as f64 / total.positives as f64,
+            false_positive_rate: above.negatives as f64 / total.negatives as f64,
+        };
+        let apart = points.last().is_none_or(|last| {
+            point.recall - last.recall >= spacing || point.false_positive_rate - last.false_positive_rate >= spacing
+        });
+        let all = above.positives + above.negatives == rows.len() as u64;
+        if apart || all {
+            points.push(point);
+        }
+    }
+    Some(points)
 }
 
 /// How many low bits of a score are dropped: 20 stay, 11 of them mantissa.
@@ -300,6 +361,27 @@ mod tests {
         assert!((calibration_error(&scores, &labels, 2).unwrap() - 0.1).abs() < 1e-6);
         assert_eq!(calibration_error(&[], &[], 10), None);
         assert_eq!(calibration_error(&[0.5], &[true, false], 10), None);
+    }
+
+    #[test]
+    fn the_curves_hold_the_figures() {
+        let (scores, labels) = sample(8, 3_000, Some(200));
+        let every = operating_points(&scores, &labels, 0.0).unwrap();
+        let figures = evaluate(&scores, &labels, 0.3).unwrap();
+        let at = every.iter().rev().find(|point| point.threshold >= 0.3).unwrap();
+        assert_eq!((at.precision, at.recall), (figures.precision, figures.recall));
+        // Average precision is the area under the steps, AUC under the straight lines.
+        let (mut steps, mut trapezoids, mut last) = (0.0, 0.0, (0.0, 0.0));
+        for point in &every {
+            steps += (point.recall - last.0) * point.precision;
+            trapezoids += (point.false_positive_rate - last.1) * (point.recall + last.0) / 2.0;
+            last = (point.recall, point.false_positive_rate);
+        }
+        assert!((steps - figures.average_precision).abs() < 1e-12 && (trapezoids - figures.auc).abs() < 1e-12);
+        assert_eq!(last, (1.0, 1.0));
+        let few = operating_points(&scores, &labels, 0.1).unwrap();
+        assert!(few.len() <= 21 && few.len() >= 8 && few.last() == every.last(), "{few:?}");
+        assert_eq!(operating_points(&[0.5], &[true], 0.1), None);
     }
 
     #[test]

@@ -10,28 +10,39 @@
 
 mod artifact;
 mod calibrate;
+mod checkpoint;
 mod compare;
 mod device;
+mod drift;
 mod error;
 mod evaluate;
 mod follow;
 pub mod metric_names;
 mod network;
 mod normalize;
+pub mod plot;
 mod promotion;
 mod registry;
 mod score;
 mod serve;
+mod threshold;
 mod train;
 
-pub use artifact::{Artifact, TrainingMetrics};
+pub use artifact::{Artifact, Period, TrainingData, TrainingMetrics};
+pub use calibrate::CalibrationChoice;
+pub use checkpoint::Checkpoints;
 pub use compare::{Comparison, Decisions, Labelled, Pair, Quality, Shift, compare};
 pub use device::Device;
+pub use drift::{ColumnReference, Drift, Histogram, PSI_OTHER, PSI_SHIFTED, Reference};
 pub use error::ModelError;
-pub use evaluate::{Evaluation, ScoredCard, StreamingEvaluation, calibration_error, card_precision, evaluate};
+pub use evaluate::{
+    CalibrationBin, Evaluation, OperatingPoint, ScoredCard, StreamingEvaluation, calibration_bins, calibration_error,
+    card_precision, evaluate, operating_points,
+};
 pub use follow::Follow;
 pub use promotion::Promotion;
 pub use registry::{Alias, Aliases, CHAMPION, LayoutCheck, Move, MoveKind, Registry};
 pub use score::Scorer;
 pub use serve::{Answer, ModelInfo, ModelThread, Pending, ServeOptions, Shadow};
+pub use threshold::{ALERT_BUDGETS, AlertThreshold};
 pub use train::{Dataset, Epoch, KeptEpoch, TrainOptions, train};

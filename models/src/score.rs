@@ -74,7 +74,7 @@ impl Scorer {
         Ok(Scorer {
             layout: artifact.layout().clone(),
             normalization: artifact.normalization().clone(),
-            calibration: artifact.calibration(),
+            calibration: artifact.calibration().clone(),
             blocks,
             device,
             inputs: Vec::new(),
@@ -122,7 +122,7 @@ fn block_size(sizes: &[usize], rows: usize) -> usize {
 
 /// Whether there is any point in asking CUDA for a device. (Where there is none, CUDA's bindings
 /// panic, and leave a thread behind that polls for the rest of the process's life.)
-fn cuda_driver_is_loaded() -> bool {
+pub(crate) fn cuda_driver_is_loaded() -> bool {
     ["/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"].iter().any(|path| std::path::Path::new(path).exists())
 }
 

@@ -1,25 +1,37 @@
 //! Training: from rows and labels to an artifact.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use burn::{
-    backend::{Autodiff, Flex},
-    module::AutodiffModule,
+    backend::{Autodiff, Cuda, Flex, cuda::CudaDevice},
+    module::{AutodiffModule, Module},
     optim::{AdamWConfig, GradientsParams, Optimizer},
+    record::{FullPrecisionSettings, NamedMpkBytesRecorder, Record, Recorder},
     tensor::{
         Tensor, TensorData,
         activation::log_sigmoid,
         backend::{AutodiffBackend, Backend},
     },
 };
-use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
+use rand::{
+    SeedableRng,
+    rngs::StdRng,
+    seq::{SliceRandom, index},
+};
 use schemas::FeatureLayout;
+use serde::{Deserialize, Serialize};
 
 use crate::{
-    Artifact, ModelError, TrainingMetrics,
-    artifact::{Parts, check_name},
+    Artifact, Device, ModelError, Reference, TrainingData, TrainingMetrics,
+    artifact::{NetworkConfig, Parts, check_name},
     calibrate::{Calibration, log_loss},
+    checkpoint::{Checkpoints, Keeper, State},
+    error::panic_message,
     evaluate,
     network::{Dense, Network, host, layer_shapes},
     normalize::{Normalization, check_rows},
+    score::cuda_driver_is_loaded,
+    threshold::thresholds,
 };
 
 /// Legitimate rows drawn per fraud, anew for each epoch.
@@ -52,11 +64,18 @@ pub struct TrainOptions {
     pub patience: usize,
     /// Which epoch's weights are kept.
     pub kept: KeptEpoch,
-    /// Same data, same options, same seed, same kind of processor: the same artifact.
+    /// On the CPU, same data, same options, same seed, same kind of processor: the same artifact. CUDA's kernels add up in an order
+    /// that may differ from run to run.
     pub seed: u64,
+    pub device: Device,
     /// Share of the transactions that may be alerted; sets the threshold, as that quantile of the
-    /// validation rows' scores.
+    /// validation rows' scores. There are thresholds for [`crate::ALERT_BUDGETS`] besides, to choose from when serving.
     pub alert_budget: f64,
+    /// What the model card says of the rows.
+    pub data: TrainingData,
+    /// Keep the state of the training after each epoch, to go on from after an interruption: the artifact is then the same, bit for
+    /// bit, as without one. The file stays when training has ended.
+    pub checkpoints: Option<Checkpoints>,
 }
 
 /// Which epoch's weights are kept.
@@ -80,13 +99,17 @@ impl Default for TrainOptions {
             patience: 8,
             kept: KeptEpoch::Best,
             seed: 0,
+            device: Device::Cpu,
             alert_budget: 0.005,
+            data: TrainingData::default(),
+            checkpoints: None,
         }
     }
 }
 
 /// How training stands after an epoch. Losses are mean negative log likelihoods (nats per row).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Epoch {
     /// Counted from 1.
     pub epoch: usize,
@@ -146,10 +169,11 @@ impl TrainOptions {
     }
 }
 
-/// Trains a multilayer perceptron on the CPU, calibrates it, and sets its threshold.
+/// Trains a multilayer perceptron, calibrates it, and sets its thresholds.
 ///
-/// `validation` should be of a later period than `training`: it chooses the epoch whose weights are
-/// kept (the best average precision, unless the options keep the last), the calibration and the threshold. `progress` is told of each epoch.
+/// `validation` should be of a later period than `training`, and in order of time: it chooses the epoch whose weights are
+/// kept (the best average precision, unless the options keep the last), the calibration and the thresholds. `progress` is told of each
+/// epoch, also of those that a checkpoint already had.
 pub fn train(
     layout: &FeatureLayout,
     training: &Dataset,
@@ -162,92 +186,129 @@ pub fn train(
     validation.check("validation", layout)?;
 
     let normalization = Normalization::fit(layout, training);
-    let mut fit = Fit::<Autodiff<Flex>> {
+    let fit = Fit {
         normalization: &normalization,
         training,
         validation,
         options,
-        device: Default::default(),
-        random: StdRng::seed_from_u64(options.seed),
+        keeper: Keeper::of(options, training, validation),
     };
-    let Fitted { layers, logits, epochs, best_epoch } = fit.run(progress)?;
+    let Fitted { layers, logits, best_epoch, curve } = fit.on_device(progress)?;
+    let epochs = curve.len();
 
-    let calibration = Calibration::fit(&logits, &validation.labels);
+    let (calibration, choice) = Calibration::choose(&logits, &validation.labels);
     let scores: Vec<f32> = logits.iter().map(|logit| calibration.probability(*logit)).collect();
-    let threshold = threshold(&scores, options.alert_budget);
-    let alerts = scores.iter().filter(|score| **score >= threshold).count();
-    let Some(evaluation) = evaluate(&scores, &validation.labels, threshold) else {
+    let thresholds = thresholds(&scores, &validation.labels, options.alert_budget);
+    let chosen = thresholds.iter().find(|threshold| threshold.alert_budget == options.alert_budget);
+    let evaluation = chosen.and_then(|chosen| evaluate(&scores, &validation.labels, chosen.threshold));
+    let Some(evaluation) = evaluation else {
         return Err(ModelError::Training("the scores are not numbers: lower the learning rate".into()));
     };
     Ok(Artifact::new(Parts {
         name: options.name.clone(),
         version: options.version.clone(),
         layout: layout.clone(),
-        hidden: options.hidden.clone(),
+        network: NetworkConfig::Mlp { hidden: options.hidden.clone() },
         layers,
-        calibration,
-        threshold,
+        thresholds,
+        alert_budget: options.alert_budget,
         metrics: TrainingMetrics {
+            data: options.data.clone(),
             training_rows: training.labels.len() as u64,
             training_positives: training.positives() as u64,
             epochs,
             best_epoch,
             seed: options.seed,
             validation: evaluation,
-            log_loss_uncalibrated: log_loss(Calibration::IDENTITY, &logits, &validation.labels),
-            log_loss: log_loss(calibration, &logits, &validation.labels),
-            alert_share: alerts as f64 / scores.len() as f64,
+            calibration: choice,
+            log_loss_uncalibrated: log_loss(&Calibration::IDENTITY, &logits, &validation.labels),
+            log_loss: log_loss(&calibration, &logits, &validation.labels),
+            curve,
         },
+        calibration,
+        reference: Reference::of(layout, training, &scores),
         normalization,
     }))
 }
 
-/// The lowest threshold that at most `budget` of these scores reach (at least one of them may, unless
-/// more than that tie at the top).
-fn threshold(scores: &[f32], budget: f64) -> f32 {
-    let mut sorted = scores.to_vec();
-    sorted.sort_unstable_by(|a, b| b.total_cmp(a));
-    let allowed = ((budget * sorted.len() as f64) as usize).max(1);
-    match (sorted.get(allowed - 1), sorted.get(allowed)) {
-        (Some(last), Some(next)) if last > next => *last,
-        // A tie across the border: none of it is alerted.
-        (Some(_), Some(next)) => {
-            sorted[..allowed].iter().rev().copied().find(|score| score > next).unwrap_or(next.next_up().min(1.0))
-        }
-        _ => sorted.last().copied().unwrap_or(1.0),
-    }
-}
-
-/// One training run, on backend `B`.
-struct Fit<'a, B: AutodiffBackend> {
+/// One training run: on what, and how.
+struct Fit<'a> {
     normalization: &'a Normalization,
     training: &'a Dataset,
     validation: &'a Dataset,
     options: &'a TrainOptions,
-    device: B::Device,
-    random: StdRng,
+    keeper: Option<Keeper<'a>>,
 }
 
+/// What comes of it.
 struct Fitted {
     layers: Vec<Dense>,
     /// Of the validation rows.
     logits: Vec<f32>,
-    epochs: usize,
     best_epoch: usize,
+    curve: Vec<Epoch>,
 }
 
-impl<B: AutodiffBackend> Fit<'_, B> {
-    fn run(&mut self, progress: &mut dyn FnMut(&Epoch)) -> Result<Fitted, ModelError> {
+/// The epoch that is kept so far.
+struct Kept<B: AutodiffBackend> {
+    epoch: usize,
+    network: Network<B>,
+    logits: Vec<f32>,
+}
+
+impl Fit<'_> {
+    /// Trains on the options' device.
+    fn on_device(&self, progress: &mut dyn FnMut(&Epoch)) -> Result<Fitted, ModelError> {
+        let index = match self.options.device {
+            Device::Cpu => None,
+            Device::Cuda(index) => Some(index),
+            Device::Auto if cuda_driver_is_loaded() => Some(0),
+            Device::Auto => None,
+        };
+        let Some(index) = index else {
+            return self.run::<Autodiff<Flex>>(&Default::default(), progress);
+        };
+        // burn panics where a device can't be opened, or is lost.
+        let trained = catch_unwind(AssertUnwindSafe(|| self.run::<Autodiff<Cuda>>(&CudaDevice::new(index), progress)));
+        trained.unwrap_or_else(|panic| {
+            let problem = format!("{}; train on the CPU", panic_message(&*panic));
+            Err(ModelError::Device { device: Device::Cuda(index).to_string(), problem })
+        })
+    }
+
+    fn run<B: AutodiffBackend>(
+        &self,
+        device: &B::Device,
+        progress: &mut dyn FnMut(&Epoch),
+    ) -> Result<Fitted, ModelError> {
         let shapes = layer_shapes(self.normalization.inputs(), &self.options.hidden);
-        let layers: Vec<Dense> = shapes.into_iter().map(|shape| Dense::random(shape, &mut self.random)).collect();
-        let mut network = Network::<B>::new(&layers, &self.device);
+        let mut random = self.random(0);
+        let layers: Vec<Dense> = shapes.into_iter().map(|shape| Dense::random(shape, &mut random)).collect();
+        let mut network = Network::<B>::new(&layers, device);
         let mut optimizer = AdamWConfig::new().init::<B, Network<B>>();
+        let (mut kept, mut curve): (Option<Kept<B>>, Vec<Epoch>) = (None, Vec::new());
+        if let Some(keeper) = &self.keeper
+            && let Some(state) = keeper.state()?
+        {
+            let best = match self.options.kept {
+                KeptEpoch::Best => state.curve.iter().rev().find(|epoch| epoch.best),
+                KeptEpoch::Last => state.curve.last(),
+            };
+            if let Some(best) = best {
+                let saved = network.clone().load_record(read(keeper, state.kept, device)?);
+                kept = Some(Kept { epoch: best.epoch, network: saved, logits: state.kept_logits });
+            }
+            network = network.load_record(read(keeper, state.network, device)?);
+            optimizer = optimizer.load_record(read(keeper, state.optimizer, device)?);
+            curve = state.curve;
+            curve.iter().for_each(&mut *progress);
+        }
 
         let of_label = |wanted: bool| {
             let rows = self.training.labels.iter().enumerate();
             rows.filter(move |(_, label)| **label == wanted).map(|(row, _)| row).collect::<Vec<usize>>()
         };
-        let (frauds, mut legitimate) = (of_label(true), of_label(false));
+        let (frauds, legitimate) = (of_label(true), of_label(false));
         // Frauds are few: each epoch takes all of them, and a new draw of the rest. The drawn rows' odds of
         // fraud are 1/share too high, which is taken off the logits while training (King and Zeng, "Logistic
         // regression in rare events data", 2001), so that the network itself learns the true odds.
@@ -255,54 +316,68 @@ impl<B: AutodiffBackend> Fit<'_, B> {
         let drawn = wanted.min(legitimate.len());
         let offset = (drawn as f64 / legitimate.len() as f64).ln() as f32;
 
-        let mut best: Option<(f64, Fitted)> = None;
-        for epoch in 1..=self.options.epochs {
-            let (draw, _) = legitimate.partial_shuffle(&mut self.random, drawn);
-            let mut rows: Vec<usize> = frauds.iter().chain(draw.iter()).copied().collect();
-            rows.shuffle(&mut self.random);
+        for epoch in curve.len() + 1..=self.options.epochs {
+            let impatient =
+                |kept: &Kept<B>| self.options.kept == KeptEpoch::Best && epoch > kept.epoch + self.options.patience;
+            if kept.as_ref().is_some_and(impatient) {
+                break;
+            }
+            let mut random = self.random(epoch);
+            let draw = index::sample(&mut random, legitimate.len(), drawn);
+            let mut rows: Vec<usize> = frauds.iter().copied().chain(draw.iter().map(|row| legitimate[row])).collect();
+            rows.shuffle(&mut random);
             let mut loss_sum = 0.0;
             for batch in rows.chunks(self.options.batch_size) {
-                let (inputs, labels) = self.batch(batch);
+                let (inputs, labels) = self.batch::<B>(batch, device);
                 let loss = cross_entropy(network.forward(inputs) - offset, labels);
                 let gradients = GradientsParams::from_grads(loss.backward(), &network);
                 loss_sum += f64::from(host(loss)[0]) * batch.len() as f64;
                 network = optimizer.step(self.options.learning_rate, network, gradients);
             }
 
-            let logits = self.validation_logits(&network.valid());
+            let logits = self.validation_logits(&network.valid(), device);
             let Some(evaluation) = evaluate(&logits, &self.validation.labels, 0.0) else {
                 return Err(ModelError::Training(format!(
                     "epoch {epoch} gave scores that are not numbers: lower the learning rate"
                 )));
             };
-            let validation_ap = evaluation.average_precision;
-            let is_best = best.as_ref().is_none_or(|(ap, _)| validation_ap > *ap);
-            progress(&Epoch {
+            let average_precision = evaluation.average_precision;
+            let best = curve.iter().all(|before: &Epoch| average_precision > before.validation_ap);
+            curve.push(Epoch {
                 epoch,
                 train_loss: loss_sum / rows.len() as f64,
-                validation_loss: log_loss(Calibration::IDENTITY, &logits, &self.validation.labels),
-                validation_ap,
-                best: is_best,
+                validation_loss: log_loss(&Calibration::IDENTITY, &logits, &self.validation.labels),
+                validation_ap: average_precision,
+                best,
             });
-            match &mut best {
-                Some((_, fitted)) if !is_best && self.options.kept == KeptEpoch::Best => {
-                    fitted.epochs = epoch;
-                    if epoch - fitted.best_epoch >= self.options.patience {
-                        break;
-                    }
-                }
-                _ => {
-                    let layers = network.valid().weights();
-                    best = Some((validation_ap, Fitted { layers, logits, epochs: epoch, best_epoch: epoch }));
-                }
+            if best || self.options.kept == KeptEpoch::Last {
+                kept = Some(Kept { epoch, network: network.clone(), logits });
             }
+            if let (Some(keeper), Some(kept)) = (&self.keeper, &kept) {
+                keeper.keep(&State {
+                    curve: curve.clone(),
+                    network: written(keeper, network.clone().into_record())?,
+                    optimizer: written(keeper, optimizer.to_record())?,
+                    kept: written(keeper, kept.network.clone().into_record())?,
+                    kept_logits: kept.logits.clone(),
+                })?;
+            }
+            curve.last().into_iter().for_each(&mut *progress);
         }
-        let (_, fitted) = best.ok_or_else(|| ModelError::Training("no epoch was run".into()))?;
-        Ok(fitted)
+        let kept = kept.ok_or_else(|| ModelError::Training("no epoch was run".into()))?;
+        Ok(Fitted { layers: kept.network.valid().weights(), logits: kept.logits, best_epoch: kept.epoch, curve })
+    }
+
+    /// Random numbers of an epoch, or, for 0, of the first weights: each of its own, so that training can go on at any of them.
+    fn random(&self, epoch: usize) -> StdRng {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&self.options.seed.to_le_bytes());
+        key[8..16].copy_from_slice(&(epoch as u64).to_le_bytes());
+        StdRng::from_seed(key)
     }
 
     /// The inputs (rows × inputs) and labels (rows) of these training rows.
-    fn batch(&self, rows: &[usize]) -> (Tensor<B, 2>, Tensor<B, 1>) {
+    fn batch<B: Backend>(&self, rows: &[usize], device: &B::Device) -> (Tensor<B, 2>, Tensor<B, 1>) {
         let width = self.training.width;
         let mut inputs = Vec::with_capacity(rows.len() * self.normalization.inputs());
         for row in rows {
@@ -311,20 +386,36 @@ impl<B: AutodiffBackend> Fit<'_, B> {
         let labels: Vec<f32> = rows.iter().map(|row| f32::from(u8::from(self.training.labels[*row]))).collect();
         let inputs = TensorData::new(inputs, [rows.len(), self.normalization.inputs()]);
         let labels = TensorData::new(labels, [rows.len()]);
-        (Tensor::from_data(inputs, &self.device), Tensor::from_data(labels, &self.device))
+        (Tensor::from_data(inputs, device), Tensor::from_data(labels, device))
     }
 
-    fn validation_logits(&self, network: &Network<B::InnerBackend>) -> Vec<f32> {
+    fn validation_logits<B: Backend>(&self, network: &Network<B>, device: &B::Device) -> Vec<f32> {
         let mut logits = Vec::with_capacity(self.validation.labels.len());
         for rows in self.validation.rows.chunks(VALIDATION_ROWS * self.validation.width) {
             let mut inputs = Vec::new();
             self.normalization.encode(rows, &mut inputs);
             let shape = [rows.len() / self.validation.width, self.normalization.inputs()];
-            let inputs = Tensor::from_data(TensorData::new(inputs, shape), &self.device);
+            let inputs = Tensor::from_data(TensorData::new(inputs, shape), device);
             logits.extend(host(network.forward(inputs)));
         }
         logits
     }
+}
+
+/// A record of burn's as bytes.
+fn written<B: Backend, R: Record<B>>(keeper: &Keeper<'_>, record: R) -> Result<Vec<u8>, ModelError> {
+    let written = Recorder::<B>::record(&NamedMpkBytesRecorder::<FullPrecisionSettings>::default(), record, ());
+    written.map_err(|error| {
+        keeper.refuse(format!("can't be written ({error})"), "this is a defect of the program, please report it")
+    })
+}
+
+fn read<B: Backend, R: Record<B>>(keeper: &Keeper<'_>, bytes: Vec<u8>, device: &B::Device) -> Result<R, ModelError> {
+    let read = Recorder::<B>::load(&NamedMpkBytesRecorder::<FullPrecisionSettings>::default(), bytes, device);
+    read.map_err(|error| {
+        let problem = format!("holds another network or optimizer than this program's ({error})");
+        keeper.refuse(problem, "remove the file and train from the start")
+    })
 }
 
 /// Mean cross entropy of logits z: `(1 − y) z − ln σ(z)`, without overflow.
@@ -335,17 +426,6 @@ fn cross_entropy<B: Backend>(logits: Tensor<B, 1>, labels: Tensor<B, 1>) -> Tens
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_threshold_keeps_the_budget() {
-        let scores: Vec<f32> = (0..1000).map(|x| x as f32 / 1000.0).collect();
-        assert_eq!(threshold(&scores, 0.005), 0.995);
-        assert_eq!(threshold(&scores, 0.0001), 0.999);
-        // Ties across the border are left out, up to the next score above them.
-        assert_eq!(threshold(&[0.1, 0.5, 0.5, 0.5, 0.9], 0.4), 0.9);
-        assert_eq!(threshold(&[0.5; 10], 0.3), 0.5f32.next_up());
-        assert_eq!(threshold(&[0.2, 0.1], 0.999), 0.2);
-    }
 
     #[test]
     fn the_loss_is_stable_and_right() {

@@ -3,7 +3,7 @@
 
 mod synthetic;
 
-use models::{Dataset, Device, Epoch, Scorer, TrainOptions, evaluate, train};
+use models::{Checkpoints, Dataset, Device, Epoch, KeptEpoch, Scorer, TrainOptions, evaluate, train};
 
 fn options() -> TrainOptions {
     TrainOptions { name: "test".into(), version: "7".into(), epochs: 40, seed: 3, ..TrainOptions::default() }
@@ -21,9 +21,8 @@ fn comes_near_what_the_true_chances_reach() {
     let (validation, _) = synthetic::sample(2, 20_000);
     let (test, chances) = synthetic::sample(3, 20_000);
     let mut epochs: Vec<Epoch> = Vec::new();
-    let artifact =
-        train(&synthetic::layout(), &training, &validation, &options(), &mut |epoch| epochs.push(epoch.clone()))
-            .unwrap();
+    let layout = synthetic::layout();
+    let artifact = train(&layout, &training, &validation, &options(), &mut |epoch| epochs.push(epoch.clone())).unwrap();
 
     let metrics = artifact.metrics();
     let share = metrics.training_positives as f64 / metrics.training_rows as f64;
@@ -47,12 +46,26 @@ fn comes_near_what_the_true_chances_reach() {
     assert!(metrics.log_loss <= metrics.log_loss_uncalibrated * 1.001, "{metrics:?}");
 
     // The threshold keeps the budget, and the best epoch is the one that was kept.
-    assert!(metrics.alert_share <= 0.005 && metrics.alert_share > 0.004, "{metrics:?}");
+    for threshold in artifact.thresholds() {
+        let used = threshold.alert_share / threshold.alert_budget;
+        assert!(used <= 1.0 && used > 0.8, "{threshold:?}");
+    }
+    assert_eq!(metrics.curve, epochs);
     assert!(found.precision > 0.5, "{found:?}");
     assert_eq!(epochs.iter().map(|epoch| epoch.epoch).collect::<Vec<_>>(), (1..=metrics.epochs).collect::<Vec<_>>());
     let best_epoch = epochs.iter().rev().find(|epoch| epoch.best).unwrap();
     assert_eq!(best_epoch.epoch, metrics.best_epoch);
     assert!(epochs.iter().all(|epoch| epoch.validation_ap <= best_epoch.validation_ap));
+    // New rows of the same kind have not drifted, and rows of other amounts have.
+    let (drift, score_drift) = artifact.reference().drift(&layout, &test.rows, &scores).unwrap();
+    assert!(drift.iter().chain([&score_drift]).all(|drift| drift.psi < 0.01), "{drift:?} {score_drift:?}");
+    let mut dearer = test.rows.clone();
+    dearer.iter_mut().step_by(test.width).for_each(|amount| *amount *= 3.0);
+    let (drift, _) = artifact.reference().drift(&layout, &dearer, &scores).unwrap();
+    let drifted: Vec<&str> =
+        drift.iter().filter(|drift| drift.psi > models::PSI_OTHER).map(|drift| drift.name.as_str()).collect();
+    assert_eq!(drifted, ["amount"]);
+
     // The kept weights give the validation figures that the best epoch was reported with.
     assert!((metrics.validation.average_precision - best_epoch.validation_ap).abs() < 1e-3);
 }
@@ -70,6 +83,48 @@ fn the_same_seed_gives_the_same_artifact_and_another_seed_another() {
     assert_ne!(scores(&first, &validation.rows), scores(&run(4), &validation.rows));
 }
 
+/// Training that is stopped after some epochs, in the middle of the next one.
+fn interrupted(training: &Dataset, validation: &Dataset, options: &TrainOptions, after: usize) {
+    let stopped = std::panic::catch_unwind(|| {
+        let mut stop = |epoch: &Epoch| assert!(epoch.epoch < after, "stopped on purpose");
+        train(&synthetic::layout(), training, validation, options, &mut stop)
+    });
+    assert!(stopped.is_err(), "it was not stopped");
+}
+
+#[test]
+fn an_interrupted_training_goes_on_to_the_same_artifact_bit_for_bit() {
+    let (training, _) = synthetic::sample(4, 4_000);
+    let (validation, _) = synthetic::sample(5, 2_000);
+    let folder = tempfile::tempdir().unwrap();
+    for kept in [KeptEpoch::Best, KeptEpoch::Last] {
+        let plain = TrainOptions { epochs: 8, patience: 3, kept, ..options() };
+        let run = |options: &TrainOptions| {
+            let mut epochs = Vec::new();
+            let artifact = train(&synthetic::layout(), &training, &validation, options, &mut |epoch: &Epoch| {
+                epochs.push(epoch.clone());
+            });
+            (artifact.unwrap(), epochs)
+        };
+        let (expected, epochs) = run(&plain);
+        let (first, second) = (2, epochs.len() - 1);
+        let file = folder.path().join(format!("{kept:?}.checkpoint"));
+        let with = |resume| {
+            let checkpoints = Some(Checkpoints { file: file.clone(), resume });
+            TrainOptions { checkpoints, ..plain.clone() }
+        };
+        interrupted(&training, &validation, &with(false), first);
+        interrupted(&training, &validation, &with(true), second);
+        let (resumed, told) = run(&with(true));
+        assert_eq!(told, epochs, "the earlier epochs are told of, too");
+        assert_eq!(resumed, expected);
+        // Nothing is left to train: the same once more.
+        assert_eq!(run(&with(true)).0, expected);
+        let error = train(&synthetic::layout(), &training, &validation, &with(false), &mut |_| {}).unwrap_err();
+        assert!(error.to_string().contains("is of a training that was interrupted; go on from it (`--resume`)"));
+    }
+}
+
 #[test]
 fn training_stops_when_nothing_gets_better() {
     let (training, _) = synthetic::sample(6, 3_000);
@@ -78,6 +133,14 @@ fn training_stops_when_nothing_gets_better() {
     let artifact = train(&synthetic::layout(), &training, &validation, &options, &mut |_| {}).unwrap();
     let metrics = artifact.metrics();
     assert!(metrics.epochs < 200 && metrics.epochs == metrics.best_epoch + 2, "{metrics:?}");
+}
+
+#[test]
+fn a_device_that_is_not_there_is_an_error_not_a_panic() {
+    let (data, _) = synthetic::sample(8, 500);
+    let options = TrainOptions { device: Device::Cuda(63), ..options() };
+    let error = train(&synthetic::layout(), &data, &data, &options, &mut |_| {}).unwrap_err().to_string();
+    assert!(error.starts_with("device cuda:63: ") && error.contains("train on the CPU"), "{error}");
 }
 
 #[test]

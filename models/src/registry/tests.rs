@@ -68,7 +68,7 @@ fn what_makes_no_sense_is_refused_and_changes_nothing() {
         ),
         (
             said(promote(&registry, "2", "champion")),
-            "model.safetensors: is not the file that config.json was written with",
+            "model.safetensors: is not the file that SHA256SUMS was written with",
         ),
         (said(promote(&registry, "8", "champion")), "holds random@1, not random@8"),
         (said(promote(&registry, "9", "champion")), "random/9/config.json: can't be read"),

@@ -19,6 +19,8 @@ pub(crate) struct Vectors {
     pub(crate) times: Vec<EventTime>,
     /// Of each row, its card: the same number for the same card.
     pub(crate) cards: Vec<u32>,
+    /// Of each row, the kind of fraud: 0 if it is none, or of no kind that the source tells.
+    pub(crate) scenarios: Vec<u8>,
 }
 
 impl Vectors {
@@ -45,6 +47,7 @@ impl Vectors {
                     let next = numbers.len() as u32;
                     all.dataset.rows.extend_from_slice(row);
                     all.dataset.labels.push(labelled.fraud);
+                    all.scenarios.push(labelled.scenario);
                     all.times.push(time);
                     all.cards.push(*numbers.entry(transaction.card_id.clone()).or_insert(next));
                 }

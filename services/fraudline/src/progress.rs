@@ -21,7 +21,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// `length`, in `unit`s, may be an estimate; zero if there is none.
     pub(crate) fn new(length: u64, unit: &'static str) -> Progress {
-        let template = format!("{{bar:40}} {{human_pos}}/{{human_len}} {unit} {{per_sec}}");
+        let template = format!("{{bar:40}} {{human_pos}}/{{human_len}} {unit} {{per_sec}} {{msg}}");
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::new(length).with_style(style);
         Progress { bar, length, unit, started: Instant::now(), due_s: AtomicU64::new(LINES_S) }
@@ -35,6 +35,11 @@ impl Progress {
             let of = if self.length > 0 { format!(" of {}", self.length) } else { String::new() };
             eprintln!("{seconds:>5} s  {position}{of} {}, {}/s", self.unit, position / seconds.max(1));
         }
+    }
+
+    /// Says how it goes, beside the bar.
+    pub(crate) fn say(&self, message: &str) {
+        self.bar.set_message(message.to_owned());
     }
 
     /// Prints a line of results, above the bar if there is one.

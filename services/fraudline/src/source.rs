@@ -56,6 +56,17 @@ impl SourceArgs {
         }
     }
 
+    /// What the transactions are, in words.
+    pub(crate) fn describe(&self, days: u32) -> String {
+        match &self.input {
+            Some(path) => format!("transactions of {}", path.file_name().unwrap_or(path.as_os_str()).display()),
+            None => format!(
+                "simulated transactions: {} customers, {} terminals, {days} days, seed {}",
+                self.customers, self.terminals, self.seed
+            ),
+        }
+    }
+
     fn identity(&self, feed: &Feed) -> anyhow::Result<SourceIdentity> {
         let input = self.input.as_deref().map(|path| {
             let path = std::fs::canonicalize(path).with_context(|| format!("opening {}", path.display()))?;

@@ -39,9 +39,58 @@ fn the_bundled_model_is_evaluated_on_a_file() {
         assert!(text.contains(line), "no {line}in {text}");
     }
 
+    // Every budget's threshold, the widest alerting most.
+    let thresholds = report["thresholds"].as_array().unwrap();
+    let shares: Vec<f64> = thresholds.iter().map(|at| at["alert_share"].as_f64().unwrap()).collect();
+    assert!(shares.len() >= 5 && shares.is_sorted() && shares[4] > 0.005, "{report}");
+    assert!(thresholds.iter().any(|at| at["threshold"] == report["threshold"] && at["recall"] == report["recall"]));
+
+    // The simulator's kinds of fraud: all frauds are of one, and large amounts are easy.
+    let scenarios = report["scenarios"].as_array().unwrap();
+    let of = |scenario: usize, figure: &str| scenarios[scenario - 1][figure].as_f64().unwrap();
+    assert_eq!(scenarios.iter().map(|of| of["scenario"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3], "{report}");
+    assert_eq!((1..=3).map(|scenario| of(scenario, "frauds")).sum::<f64>(), number("positives"));
+    let found: f64 = (1..=3).map(|scenario| of(scenario, "frauds") * of(scenario, "recall")).sum();
+    assert!((found / number("positives") - number("recall")).abs() < 1e-9, "{report}");
+    assert!(of(1, "recall") > 0.9 && of(1, "recall") > of(3, "recall"), "{report}");
+    assert!(text.contains("2 compromised terminal"), "{text}");
+
+    // The same kind of payments as in training, but fewer terminals to choose from.
+    let features = report["drift"]["features"].as_array().unwrap();
+    let psi: Vec<f64> = features.iter().map(|drift| drift["psi"].as_f64().unwrap()).collect();
+    assert!(psi.is_sorted_by(|a, b| a >= b), "{report}");
+    let of = |name: &str| features.iter().find(|drift| drift["name"] == name).unwrap()["psi"].as_f64().unwrap();
+    assert!(of("TX_AMOUNT") < 0.1 && of("TX_DURING_NIGHT") < 0.1, "{report}");
+    assert!(report["drift"]["score"]["psi"].as_f64().unwrap() < 1.0, "{report}");
+    assert!(text.contains("drift (population stability index): score "), "{text}");
+
     // What becomes known later helps less.
     let late = evaluate(&input, &["--warm-up-days", "30", "--label-delay", "50d"]).2.unwrap();
     assert!(late["average_precision"].as_f64().unwrap() < precision, "{late}");
+}
+
+#[test]
+fn figures_are_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("input.parquet");
+    simulate(&input, 300, 50);
+    let plots = folder.path().join("plots");
+    let more = ["--warm-up-days", "30", "--alert-budget", "0.01", "--plots", plots.to_str().unwrap()];
+    let (code, text, report) = evaluate(&input, &more);
+    let report = report.unwrap_or_else(|| panic!("{code:?}: {text}"));
+    let own = report["thresholds"].as_array().unwrap().iter().find(|at| at["alert_budget"] == 0.01).unwrap();
+    assert_eq!(own["threshold"], report["threshold"]);
+    let threshold = format!("at the threshold {:.4}", report["threshold"].as_f64().unwrap());
+    for (name, says) in [
+        ("precision_recall.svg", threshold.as_str()),
+        ("roc.svg", "share of the frauds found"),
+        ("calibration.svg", "20 bins of equally many transactions"),
+        ("scores.svg", "legitimate"),
+        ("scenarios.svg", "3 compromised card"),
+    ] {
+        let drawn = std::fs::read_to_string(plots.join(name)).unwrap();
+        assert!(drawn.starts_with("<svg") && drawn.contains(says), "{name} lacks {says}: {drawn}");
+    }
 }
 
 #[test]
@@ -53,6 +102,7 @@ fn what_cannot_be_evaluated_says_why() {
         (&["--warm-up-days", "4000"][..], "lower --warm-up-days, or take a longer input"),
         (&["--features", "../../feature-store/definitions/fraud.yaml"], "feature"),
         (&["--model", "nowhere"], "nowhere"),
+        (&["--alert-budget", "0.3"], "has no threshold for an alert budget of 0.3; it has some for 0.001, 0.002"),
     ] {
         let (code, text, report) = evaluate(&input, more);
         assert_eq!((code, report), (Some(1), None), "{text}");

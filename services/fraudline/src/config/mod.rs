@@ -152,6 +152,9 @@ pub(crate) struct ModelConfig {
     /// How often the registry is looked at.
     #[serde(deserialize_with = "span")]
     pub(crate) poll_interval: Duration,
+    /// Alert at the threshold of this one of the model's alert budgets, as in 0.01; its own default if none. A model of a registry
+    /// goes by its own.
+    pub(crate) alert_budget: Option<f64>,
     /// `auto`, `cpu` or `cuda:N`.
     pub(crate) device: String,
 }
@@ -165,6 +168,7 @@ impl Default for ModelConfig {
             alias: models::CHAMPION.to_owned(),
             challenger: None,
             poll_interval: Duration::from_secs(1),
+            alert_budget: None,
             device: "auto".to_owned(),
         }
     }
@@ -177,6 +181,11 @@ impl ModelConfig {
         let options = ServeOptions { device, ..ServeOptions::default() };
         let artifact = match (&self.path, &self.registry) {
             (Some(_), Some(_)) => anyhow::bail!("the model has a `path` and a `registry`: leave one of them out"),
+            (None, Some(_)) if self.alert_budget.is_some() => {
+                anyhow::bail!(
+                    "the model has a `registry` and an `alert_budget`: versions of a registry go by their own"
+                )
+            }
             (None, Some(registry)) => {
                 let name =
                     self.name.clone().context("the model has a `registry` and no `name`: say which of its models")?;
@@ -194,6 +203,10 @@ impl ModelConfig {
             }
             (Some(path), None) => Artifact::load(path)?,
             (None, None) => Artifact::bundled()?,
+        };
+        let artifact = match self.alert_budget {
+            Some(alert_budget) => artifact.with_alert_budget(alert_budget)?,
+            None => artifact,
         };
         Ok(ModelThread::start(artifact, &options)?)
     }

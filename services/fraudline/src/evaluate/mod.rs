@@ -1,5 +1,7 @@
 //! `fraudline evaluate`: how well a model scores recorded transactions whose frauds are known.
 
+mod model;
+mod plots;
 mod protocol;
 
 use std::path::{Path, PathBuf};
@@ -8,18 +10,14 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 use feature_store::FeatureSet;
-use models::{Artifact, Device, Evaluation, ScoredCard, Scorer, calibration_error, card_precision};
+use models::{Artifact, Device, Scorer};
 use serde::Serialize;
 
+use self::model::{Report, Scored};
 use self::protocol::{Protocol, TrainDays};
 use crate::dataset::{Vectors, days};
-use crate::progress::Progress;
 use crate::source::SourceArgs;
 
-/// Rows scored between two looks at the progress.
-const SCORED_AT_ONCE: usize = 65_536;
-/// Bins of the calibration error: of equally many rows each.
-const CALIBRATION_BINS: usize = 20;
 const DAY_MS: i64 = 86_400_000;
 
 #[derive(Debug, Args)]
@@ -59,6 +57,12 @@ pub(crate) struct EvaluateArgs {
     cards: u32,
     #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda:N")]
     device: Device,
+    /// Take the threshold of this one of the model's alert budgets, as in 0.01 [default: the model's own]
+    #[arg(long, value_name = "SHARE", conflicts_with = "protocol")]
+    alert_budget: Option<f64>,
+    /// Draw the figures into this folder: precision and recall, ROC, calibration, scores, recall by scenario
+    #[arg(long, value_name = "DIR", conflicts_with = "protocol")]
+    plots: Option<PathBuf>,
     /// Write the figures to this file
     #[arg(long, value_name = "FILE.json")]
     report: Option<PathBuf>,
@@ -71,28 +75,6 @@ enum ProtocolName {
 
 /// What the protocol is run with, unless others are named.
 const PROTOCOL_FEATURES: &str = include_str!("../../../../feature-store/definitions/fraud.yaml");
-
-/// The figures, named as in [`Evaluation`].
-#[derive(Debug, Serialize)]
-struct Report {
-    model: String,
-    device: String,
-    feature_layout: String,
-    threshold: f32,
-    #[serde(flatten)]
-    evaluation: Evaluation,
-    /// Share of the transactions at or above the threshold.
-    alert_share: f64,
-    card_precision: CardPrecision,
-    calibration_error: f64,
-}
-
-/// Of the cards with the highest scores of a day, how many were defrauded that day.
-#[derive(Debug, Serialize)]
-struct CardPrecision {
-    cards: u32,
-    precision: f64,
-}
 
 pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
     let features = match &args.features {
@@ -133,62 +115,20 @@ fn write(report: &impl Serialize, path: Option<&Path>) -> anyhow::Result<()> {
 }
 
 fn of_model(args: &EvaluateArgs, features: &FeatureSet) -> anyhow::Result<Report> {
-    let artifact = match &args.model {
+    let mut artifact = match &args.model {
         Some(dir) => Artifact::load(dir)?,
         None => Artifact::bundled()?,
     };
+    if let Some(alert_budget) = args.alert_budget {
+        artifact = artifact.with_alert_budget(alert_budget)?;
+    }
     artifact.layout().accept(features.layout())?;
     let mut scorer = Scorer::open(&artifact, args.device)?;
     let feed = args.source.open(Some(args.days), args.label_delay)?;
-    let vectors = Vectors::read(feed, features, args.warm_up_days)?;
-    let labels = &vectors.dataset.labels;
-
-    let mut scores = Vec::with_capacity(labels.len());
-    let progress = Progress::new(labels.len() as u64, "scores");
-    for rows in vectors.dataset.rows.chunks(SCORED_AT_ONCE * vectors.dataset.width) {
-        scorer.score(rows, &mut scores)?;
-        progress.set(scores.len() as u64);
+    let scored = Scored::new(Vectors::read(feed, features, args.warm_up_days)?, &mut scorer)?;
+    let report = scored.report(&artifact, features.layout(), args.cards)?;
+    if let Some(dir) = &args.plots {
+        plots::write(dir, &scored, &report)?;
     }
-    progress.finish();
-
-    let cards: Vec<ScoredCard> = (0..labels.len())
-        .map(|row| ScoredCard {
-            day: vectors.times[row].as_millis().div_euclid(DAY_MS),
-            card: vectors.cards[row],
-            score: scores[row],
-            fraud: labels[row],
-        })
-        .collect();
-    let nothing = "transactions of both kinds are needed behind the warm-up, frauds and others; lower --warm-up-days, or take a longer input";
-    let threshold = artifact.threshold();
-    Ok(Report {
-        model: artifact.label().to_owned(),
-        device: scorer.device().to_owned(),
-        feature_layout: features.layout().hash().to_owned(),
-        threshold,
-        evaluation: models::evaluate(&scores, labels, threshold).context(nothing)?,
-        alert_share: scores.iter().filter(|&&score| score >= threshold).count() as f64 / scores.len() as f64,
-        card_precision: CardPrecision {
-            cards: args.cards,
-            precision: card_precision(&cards, args.cards as usize).context(nothing)?,
-        },
-        calibration_error: calibration_error(&scores, labels, CALIBRATION_BINS).context(nothing)?,
-    })
-}
-
-impl Report {
-    fn print(&self) {
-        let Evaluation { auc, average_precision, precision, recall, count, positives } = &self.evaluation;
-        println!("{} on {}, {count} transactions, {positives} frauds", self.model, self.device);
-        println!("AUC                  {auc:.4}");
-        println!("average precision    {average_precision:.4}");
-        let label = format!("card precision@{}", self.card_precision.cards);
-        println!("{label:<20} {:.4}", self.card_precision.precision);
-        println!("calibration error    {:.6}", self.calibration_error);
-        println!(
-            "at {:.4}: precision {precision:.3}, recall {recall:.3}, {:.3} % of the transactions are alerted",
-            self.threshold,
-            100.0 * self.alert_share
-        );
-    }
+    Ok(report)
 }

@@ -83,11 +83,14 @@ pub(super) fn show(args: &ShowArgs) -> anyhow::Result<()> {
     println!("{} in {}", artifact.label(), registry.root().join(&name).join(&version).display());
     println!("aliases      {}", if aliases.is_empty() { "none".to_owned() } else { aliases.join(" ") });
     println!("features     {}, layout {}", artifact.layout().width(), artifact.layout().hash());
-    println!(
-        "threshold    {:.4}, alerts {:.3} % of the transactions",
-        artifact.threshold(),
-        100.0 * metrics.alert_share
-    );
+    for at in artifact.thresholds() {
+        println!(
+            "threshold    {:.4} alerts {:.3} % of the transactions{}",
+            at.threshold,
+            100.0 * at.alert_share,
+            if at.alert_budget == artifact.alert_budget() { " (used)" } else { "" }
+        );
+    }
     println!("trained on   {} transactions, {} frauds", metrics.training_rows, metrics.training_positives);
     println!(
         "validation   AUC {:.4}, average precision {:.4}, precision {:.3}, recall {:.3} ({} transactions, {} frauds)",
@@ -110,6 +113,7 @@ fn summary(artifact: &Artifact, aliases: &[String]) -> serde_json::Value {
         "model": artifact.label(),
         "aliases": aliases,
         "threshold": artifact.threshold(),
+        "thresholds": artifact.thresholds(),
         "feature_layout": artifact.layout().hash(),
         "validation": artifact.metrics().validation,
     })

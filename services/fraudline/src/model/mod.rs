@@ -35,6 +35,9 @@ pub(crate) struct ModelArgs {
     /// How often the registry is looked at
     #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
     poll_interval: Duration,
+    /// Alert at the threshold of this one of the model's alert budgets, as in 0.01 [default: the model's own]
+    #[arg(long, value_name = "SHARE", conflicts_with = "registry")]
+    alert_budget: Option<f64>,
     /// auto, cpu or cuda:N
     #[arg(long, default_value = "auto")]
     device: Device,
@@ -49,6 +52,7 @@ impl ModelArgs {
             alias: self.alias.clone(),
             challenger: self.challenger.clone(),
             poll_interval: self.poll_interval,
+            alert_budget: self.alert_budget,
             device: self.device.to_string(),
         }
     }

@@ -95,7 +95,7 @@ fn models_are_imported_from_mlflow() {
     std::fs::write(model.join("MLmodel"), "flavors: {}").unwrap();
     let inner = model.join("fraudline");
     std::fs::create_dir(&inner).unwrap();
-    for file in ["config.json", "model.safetensors"] {
+    for file in models::Artifact::FILES {
         std::fs::copy(Path::new(BUNDLED).join(file), inner.join(file)).unwrap();
     }
     let server = Server::start(folder.path().to_owned(), "mlflow-artifacts:/1/run a/artifacts/model");
