@@ -14,6 +14,7 @@ mod checkpoint;
 mod compare;
 mod device;
 mod drift;
+mod encode;
 mod error;
 mod evaluate;
 mod follow;
@@ -28,7 +29,7 @@ mod serve;
 mod threshold;
 mod train;
 
-pub use artifact::{Artifact, Period, TrainingData, TrainingMetrics};
+pub use artifact::{Artifact, NetworkConfig, Period, TrainingData, TrainingMetrics};
 pub use calibrate::CalibrationChoice;
 pub use checkpoint::Checkpoints;
 pub use compare::{Comparison, Decisions, Labelled, Pair, Quality, Shift, compare};

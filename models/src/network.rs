@@ -27,13 +27,9 @@ pub(crate) enum Weights {
 }
 
 /// Several small networks over one encoding, of whose logits the mean is taken: each errs in its own way.
-///
-/// What a member adds to is linear in the encoding, the same for all: it learns at once what a single input tells.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Tabular {
     pub(crate) encoding: Encoding,
-    /// Components to one output.
-    pub(crate) skip: Dense,
     /// Components to the first hidden layers of all members, side by side.
     pub(crate) first: Dense,
     /// For each member the layers behind its first hidden one, with ReLU before each; the last has one output.
@@ -69,6 +65,20 @@ impl Dense {
 }
 
 impl Weights {
+    fn layers(&self) -> Box<dyn Iterator<Item = &Dense> + '_> {
+        match self {
+            Weights::Mlp(layers) => Box::new(layers.iter()),
+            Weights::Tabular(Tabular { first, members, .. }) => {
+                Box::new(std::iter::once(first).chain(members.iter().flatten()))
+            }
+        }
+    }
+
+    /// How many numbers were trained.
+    pub(crate) fn parameters(&self) -> usize {
+        self.layers().map(|layer| layer.weight.len() + layer.bias.len()).sum()
+    }
+
     /// A bound on every sum on the way to the logit, given one on the absolute inputs.
     pub(crate) fn bound(&self, inputs: f64) -> f64 {
         let through = |layers: &[Dense], bound: f64| {
@@ -79,10 +89,10 @@ impl Weights {
         };
         match self {
             Weights::Mlp(layers) => through(layers, inputs).0,
-            Weights::Tabular(Tabular { skip, first, members, .. }) => {
+            Weights::Tabular(Tabular { first, members, .. }) => {
                 let hidden = first.output_bound(1.0);
                 let members = members.iter().map(|layers| through(layers, hidden).0);
-                members.fold(hidden, f64::max) + skip.output_bound(1.0)
+                members.fold(hidden, f64::max)
             }
         }
     }
@@ -96,10 +106,9 @@ impl Tabular {
         // About a quarter of the components are 1: half of each row's ramps and steps, of half of the pieces.
         let limit = 0.5 * (2.0 / encoding.inputs() as f32).sqrt();
         let first = Dense::uniform((components, members * width), limit, random);
-        let skip = Dense { inputs: components, outputs: 1, weight: vec![0.0; components], bias: vec![0.0] };
         let shapes = layer_shapes(width, hidden.get(1..).unwrap_or_default());
         let member = |_| shapes.iter().map(|shape| Dense::random(*shape, random)).collect();
-        Tabular { encoding, skip, first, members: (0..members).map(member).collect() }
+        Tabular { encoding, first, members: (0..members).map(member).collect() }
     }
 }
 
@@ -122,14 +131,9 @@ pub(crate) struct TabularNetwork<B: Backend> {
     /// 1 × inputs × pieces: lower edges, and one over the widths.
     lower: Tensor<B, 3>,
     inverse_width: Tensor<B, 3>,
-    skip: Linear<B>,
     first: Linear<B>,
     members: Vec<Layers<B>>,
 }
-
-/// By this the weights of [`Tabular::skip`] are larger than those that are trained: Adam's steps are alike for all weights,
-/// and a weight that answers for a single input has farther to go. A power of two, so that no bit is lost.
-const SKIP_SCALE: f32 = 8.0;
 
 impl<B: Backend> Layers<B> {
     fn new(layers: &[Dense], device: &B::Device) -> Layers<B> {
@@ -197,28 +201,22 @@ impl<B: Backend> Network<B> {
 
 impl<B: Backend> TabularNetwork<B> {
     fn new(weights: &Tabular, device: &B::Device) -> TabularNetwork<B> {
-        let Tabular { encoding, skip, first, members } = weights;
+        let Tabular { encoding, first, members } = weights;
         let (lower, inverse_width) = encoding.bounds();
         let constant = |values: Vec<f32>| {
             Tensor::from_data(TensorData::new(values, [1, encoding.inputs(), encoding.pieces()]), device)
         };
-        let scaled = |weights: &[f32]| weights.iter().map(|weight| weight / SKIP_SCALE).collect();
-        let skip = Dense { weight: scaled(&skip.weight), bias: scaled(&skip.bias), ..*skip };
         TabularNetwork {
             lower: constant(lower),
             inverse_width: constant(inverse_width),
-            skip: linear(&skip, device),
             first: linear(first, device),
             members: members.iter().map(|layers| Layers::new(layers, device)).collect(),
         }
     }
 
     fn weights(&self, encoding: &Encoding) -> Tabular {
-        let mut skip = dense(&self.skip);
-        skip.weight.iter_mut().chain(&mut skip.bias).for_each(|weight| *weight *= SKIP_SCALE);
         Tabular {
             encoding: encoding.clone(),
-            skip,
             first: dense(&self.first),
             members: self.members.iter().map(Layers::weights).collect(),
         }
@@ -235,9 +233,7 @@ impl<B: Backend> TabularNetwork<B> {
     }
 
     fn members(&self, inputs: Tensor<B, 2>, dropout: Option<Tensor<B, 2>>) -> Tensor<B, 2> {
-        let components = self.encode(inputs);
-        let skip = self.skip.forward(components.clone()).mul_scalar(SKIP_SCALE);
-        let mut hidden = relu(self.first.forward(components));
+        let mut hidden = relu(self.first.forward(self.encode(inputs)));
         if let Some(dropout) = dropout {
             hidden = hidden * dropout;
         }
@@ -248,7 +244,7 @@ impl<B: Backend> TabularNetwork<B> {
             layers.forward(own)
         };
         let logits = self.members.iter().enumerate().map(of_member).collect();
-        Tensor::cat(logits, 1) + skip
+        Tensor::cat(logits, 1)
     }
 }
 
@@ -337,7 +333,6 @@ mod tests {
         let edges = vec![-1.0, 0.0, 0.5, 2.0, -2.0, 0.25, 1.0, 1.0];
         let encoding = Encoding::new(2, 3, edges.clone()).unwrap();
         let mut tabular = Tabular::random(encoding, 3, &[4, 5], &mut random);
-        tabular.skip = any((12, 1), &mut random);
         tabular.first = any((12, 12), &mut random);
         tabular.members = (0..3).map(|_| vec![any((4, 5), &mut random), any((5, 1), &mut random)]).collect();
         let weights = Weights::Tabular(tabular.clone());
@@ -353,7 +348,6 @@ mod tests {
                 components.extend(pieces().map(ramp));
                 components.extend(pieces().map(|(from, to)| if to > from && value >= from { 1.0 } else { 0.0 }));
             }
-            let (skip, _) = through(std::slice::from_ref(&tabular.skip), components.clone());
             let member = |index: usize| {
                 let rows = index * 4..(index + 1) * 4;
                 let first = Dense {
@@ -365,9 +359,9 @@ mod tests {
                 let layers: Vec<Dense> = std::iter::once(first).chain(tabular.members[index].clone()).collect();
                 through(&layers, components.clone())
             };
-            let expected = (0..3).map(|index| member(index).0).sum::<f64>() / 3.0 + skip;
+            let expected = (0..3).map(|index| member(index).0).sum::<f64>() / 3.0;
             assert!((f64::from(logit) - expected).abs() < 1e-5, "{logit} {expected}");
-            assert!((0..3).all(|index| member(index).1 + skip.abs() <= weights.bound(3.0)));
+            assert!((0..3).all(|index| member(index).1 <= weights.bound(3.0)));
         }
     }
 }

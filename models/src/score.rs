@@ -208,7 +208,7 @@ impl<B: Backend> BurnBlocks<B> {
     /// Opens the device and runs every size, which compiles its kernels. Fails if a row's place in the
     /// largest block matters; smaller ones that give other bits are left out.
     fn open(artifact: &Artifact, device: B::Device, sizes: &[usize], name: &str) -> Result<BurnBlocks<B>, ModelError> {
-        let (network, inputs) = (Network::new(artifact.layers(), &device), artifact.normalization().inputs());
+        let (network, inputs) = (Network::new(artifact.weights(), &device), artifact.normalization().inputs());
         let mut blocks = BurnBlocks { network, inputs, device, sizes: sizes.to_vec() };
         let kept = invariant_sizes(&blocks, inputs);
         if kept.last() != sizes.last() {

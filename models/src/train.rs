@@ -14,7 +14,7 @@ use burn::{
     },
 };
 use rand::{
-    SeedableRng,
+    RngExt, SeedableRng,
     rngs::StdRng,
     seq::{SliceRandom, index},
 };
@@ -26,16 +26,15 @@ use crate::{
     artifact::{NetworkConfig, Parts, check_name},
     calibrate::{Calibration, log_loss},
     checkpoint::{Checkpoints, Keeper, State},
+    encode::Encoding,
     error::panic_message,
     evaluate,
-    network::{Dense, Network, host, layer_shapes},
+    network::{Dense, Network, Tabular, Weights, host, layer_shapes},
     normalize::{Normalization, check_rows},
     score::cuda_driver_is_loaded,
     threshold::thresholds,
 };
 
-/// Legitimate rows drawn per fraud, anew for each epoch.
-const LEGITIMATE_PER_FRAUD: usize = 20;
 /// Rows of one forward pass over the validation rows.
 const VALIDATION_ROWS: usize = 4096;
 
@@ -54,12 +53,18 @@ pub struct Dataset {
 pub struct TrainOptions {
     pub name: String,
     pub version: String,
-    /// Widths of the hidden layers.
-    pub hidden: Vec<usize>,
+    pub network: NetworkConfig,
     /// Passes over the training rows at most.
     pub epochs: usize,
     pub batch_size: usize,
+    /// Of the first step. It falls to 0 by the last of the epochs, along half a cosine.
     pub learning_rate: f64,
+    /// By how much of the learning rate each step shrinks the weights (AdamW).
+    pub weight_decay: f64,
+    /// Share of the first hidden layer's outputs that are 0 in a step, others for each row. Of tabular networks.
+    pub dropout: f64,
+    /// Legitimate rows drawn per fraud, anew for each epoch.
+    pub legitimate_per_fraud: usize,
     /// Epochs without a better average precision after which training ends, if it is the best one that is kept.
     pub patience: usize,
     /// Which epoch's weights are kept.
@@ -92,10 +97,13 @@ impl Default for TrainOptions {
         TrainOptions {
             name: "fraudline".into(),
             version: "1".into(),
-            hidden: vec![64, 32],
+            network: NetworkConfig::Mlp { hidden: vec![64, 32] },
             epochs: 40,
             batch_size: 512,
             learning_rate: 2e-3,
+            weight_decay: 1e-2,
+            dropout: 0.2,
+            legitimate_per_fraud: 20,
             patience: 8,
             kept: KeptEpoch::Best,
             seed: 0,
@@ -153,13 +161,20 @@ impl TrainOptions {
             true => Ok(()),
             false => Err(format!("`{what}` must be above 0")),
         };
+        let share = |what: &str, value: f64| match (0.0..1.0).contains(&value) {
+            true => Ok(()),
+            false => Err(format!("`{what}` must be 0 or more and below 1")),
+        };
         let budget = match self.alert_budget > 0.0 && self.alert_budget < 1.0 {
             true => Ok(()),
             false => Err("`alert_budget` is a share of all transactions: above 0 and below 1".to_string()),
         };
         check_name("name", &self.name)
             .and(check_name("version", &self.version))
-            .and(positive("hidden", self.hidden.iter().all(|width| *width > 0)))
+            .and(self.network.check())
+            .and(positive("legitimate_per_fraud", self.legitimate_per_fraud > 0))
+            .and(share("dropout", self.dropout))
+            .and(share("weight_decay", self.weight_decay))
             .and(positive("epochs", self.epochs > 0))
             .and(positive("batch_size", self.batch_size > 0))
             .and(positive("learning_rate", self.learning_rate > 0.0 && self.learning_rate.is_finite()))
@@ -169,7 +184,7 @@ impl TrainOptions {
     }
 }
 
-/// Trains a multilayer perceptron, calibrates it, and sets its thresholds.
+/// Trains a network, calibrates it, and sets its thresholds.
 ///
 /// `validation` should be of a later period than `training`, and in order of time: it chooses the epoch whose weights are
 /// kept (the best average precision, unless the options keep the last), the calibration and the thresholds. `progress` is told of each
@@ -193,7 +208,7 @@ pub fn train(
         options,
         keeper: Keeper::of(options, training, validation),
     };
-    let Fitted { layers, logits, best_epoch, curve } = fit.on_device(progress)?;
+    let Fitted { weights, logits, best_epoch, curve } = fit.on_device(progress)?;
     let epochs = curve.len();
 
     let (calibration, choice) = Calibration::choose(&logits, &validation.labels);
@@ -208,8 +223,8 @@ pub fn train(
         name: options.name.clone(),
         version: options.version.clone(),
         layout: layout.clone(),
-        network: NetworkConfig::Mlp { hidden: options.hidden.clone() },
-        layers,
+        network: options.network.clone(),
+        weights,
         thresholds,
         alert_budget: options.alert_budget,
         metrics: TrainingMetrics {
@@ -242,7 +257,7 @@ struct Fit<'a> {
 
 /// What comes of it.
 struct Fitted {
-    layers: Vec<Dense>,
+    weights: Weights,
     /// Of the validation rows.
     logits: Vec<f32>,
     best_epoch: usize,
@@ -281,11 +296,10 @@ impl Fit<'_> {
         device: &B::Device,
         progress: &mut dyn FnMut(&Epoch),
     ) -> Result<Fitted, ModelError> {
-        let shapes = layer_shapes(self.normalization.inputs(), &self.options.hidden);
-        let mut random = self.random(0);
-        let layers: Vec<Dense> = shapes.into_iter().map(|shape| Dense::random(shape, &mut random)).collect();
-        let mut network = Network::<B>::new(&layers, device);
-        let mut optimizer = AdamWConfig::new().init::<B, Network<B>>();
+        let first = self.first_weights();
+        let mut network = Network::<B>::new(&first, device);
+        let decay = self.options.weight_decay as f32;
+        let mut optimizer = AdamWConfig::new().with_weight_decay(decay).init::<B, Network<B>>();
         let (mut kept, mut curve): (Option<Kept<B>>, Vec<Epoch>) = (None, Vec::new());
         if let Some(keeper) = &self.keeper
             && let Some(state) = keeper.state()?
@@ -312,7 +326,7 @@ impl Fit<'_> {
         // Frauds are few: each epoch takes all of them, and a new draw of the rest. The drawn rows' odds of
         // fraud are 1/share too high, which is taken off the logits while training (King and Zeng, "Logistic
         // regression in rare events data", 2001), so that the network itself learns the true odds.
-        let wanted = (frauds.len() * LEGITIMATE_PER_FRAUD).max(16 * self.options.batch_size);
+        let wanted = (frauds.len() * self.options.legitimate_per_fraud).max(16 * self.options.batch_size);
         let drawn = wanted.min(legitimate.len());
         let offset = (drawn as f64 / legitimate.len() as f64).ln() as f32;
 
@@ -327,12 +341,18 @@ impl Fit<'_> {
             let mut rows: Vec<usize> = frauds.iter().copied().chain(draw.iter().map(|row| legitimate[row])).collect();
             rows.shuffle(&mut random);
             let mut loss_sum = 0.0;
-            for batch in rows.chunks(self.options.batch_size) {
+            let steps = rows.len().div_ceil(self.options.batch_size);
+            for (step, batch) in rows.chunks(self.options.batch_size).enumerate() {
                 let (inputs, labels) = self.batch::<B>(batch, device);
-                let loss = cross_entropy(network.forward(inputs) - offset, labels);
+                let dropout = self.dropout::<B>(batch.len(), network.dropped(), &mut random, device);
+                let logits = network.members(inputs, dropout);
+                let members = logits.dims()[1];
+                let loss = cross_entropy(logits - offset, labels.reshape([batch.len(), 1]).repeat_dim(1, members));
                 let gradients = GradientsParams::from_grads(loss.backward(), &network);
                 loss_sum += f64::from(host(loss)[0]) * batch.len() as f64;
-                network = optimizer.step(self.options.learning_rate, network, gradients);
+                let done = ((epoch - 1) as f64 + step as f64 / steps as f64) / self.options.epochs as f64;
+                let rate = self.options.learning_rate * 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+                network = optimizer.step(rate, network, gradients);
             }
 
             let logits = self.validation_logits(&network.valid(), device);
@@ -365,7 +385,7 @@ impl Fit<'_> {
             curve.last().into_iter().for_each(&mut *progress);
         }
         let kept = kept.ok_or_else(|| ModelError::Training("no epoch was run".into()))?;
-        Ok(Fitted { layers: kept.network.valid().weights(), logits: kept.logits, best_epoch: kept.epoch, curve })
+        Ok(Fitted { weights: kept.network.valid().weights(&first), logits: kept.logits, best_epoch: kept.epoch, curve })
     }
 
     /// Random numbers of an epoch, or, for 0, of the first weights: each of its own, so that training can go on at any of them.
@@ -374,6 +394,39 @@ impl Fit<'_> {
         key[..8].copy_from_slice(&self.options.seed.to_le_bytes());
         key[8..16].copy_from_slice(&(epoch as u64).to_le_bytes());
         StdRng::from_seed(key)
+    }
+
+    /// What training begins with.
+    fn first_weights(&self) -> Weights {
+        let (inputs, mut random) = (self.normalization.inputs(), self.random(0));
+        match &self.options.network {
+            NetworkConfig::Mlp { hidden } => {
+                let shapes = layer_shapes(inputs, hidden).into_iter();
+                Weights::Mlp(shapes.map(|shape| Dense::random(shape, &mut random)).collect())
+            }
+            NetworkConfig::Tabular { pieces, members, hidden } => {
+                let mut rows = Vec::with_capacity(self.training.labels.len() * inputs);
+                self.normalization.encode(&self.training.rows, &mut rows);
+                let encoding = Encoding::fit(&rows, inputs, &self.training.labels, *pieces);
+                Weights::Tabular(Tabular::random(encoding, *members, hidden, &mut random))
+            }
+        }
+    }
+
+    /// By what outputs are multiplied: 0 for a share of them, and for the rest what keeps their mean.
+    fn dropout<B: Backend>(
+        &self,
+        rows: usize,
+        outputs: usize,
+        random: &mut StdRng,
+        device: &B::Device,
+    ) -> Option<Tensor<B, 2>> {
+        if outputs == 0 || self.options.dropout == 0.0 {
+            return None;
+        }
+        let (share, kept) = (self.options.dropout as f32, 1.0 / (1.0 - self.options.dropout as f32));
+        let mask = (0..rows * outputs).map(|_| if random.random::<f32>() < share { 0.0 } else { kept }).collect();
+        Some(Tensor::from_data(TensorData::new::<f32, _>(mask, [rows, outputs]), device))
     }
 
     /// The inputs (rows × inputs) and labels (rows) of these training rows.
@@ -419,7 +472,7 @@ fn read<B: Backend, R: Record<B>>(keeper: &Keeper<'_>, bytes: Vec<u8>, device: &
 }
 
 /// Mean cross entropy of logits z: `(1 − y) z − ln σ(z)`, without overflow.
-fn cross_entropy<B: Backend>(logits: Tensor<B, 1>, labels: Tensor<B, 1>) -> Tensor<B, 1> {
+fn cross_entropy<B: Backend, const D: usize>(logits: Tensor<B, D>, labels: Tensor<B, D>) -> Tensor<B, 1> {
     ((-labels + 1.0) * logits.clone() - log_sigmoid(logits)).mean()
 }
 

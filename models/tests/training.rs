@@ -3,7 +3,7 @@
 
 mod synthetic;
 
-use models::{Checkpoints, Dataset, Device, Epoch, KeptEpoch, Scorer, TrainOptions, evaluate, train};
+use models::{Checkpoints, Dataset, Device, Epoch, KeptEpoch, NetworkConfig, Scorer, TrainOptions, evaluate, train};
 
 fn options() -> TrainOptions {
     TrainOptions { name: "test".into(), version: "7".into(), epochs: 40, seed: 3, ..TrainOptions::default() }
@@ -172,7 +172,7 @@ fn unusable_data_and_options_are_refused() {
     for (options, says) in [
         (TrainOptions { name: "a/b".into(), ..options() }, "name `a/b`"),
         (TrainOptions { version: String::new(), ..options() }, "version ``"),
-        (TrainOptions { hidden: vec![4, 0], ..options() }, "`hidden`"),
+        (TrainOptions { network: NetworkConfig::Mlp { hidden: vec![4, 0] }, ..options() }, "widths"),
         (TrainOptions { epochs: 0, ..options() }, "`epochs`"),
         (TrainOptions { batch_size: 0, ..options() }, "`batch_size`"),
         (TrainOptions { learning_rate: f64::NAN, ..options() }, "`learning_rate`"),

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use feature_store::FeatureSet;
 use models::{
-    Artifact, CHAMPION, Dataset, Device, Follow, LayoutCheck, ModelThread, Registry, ServeOptions, TrainOptions,
+    Artifact, CHAMPION, Dataset, Device, Follow, LayoutCheck, ModelThread, NetworkConfig, Registry, ServeOptions,
+    TrainOptions,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -98,6 +99,12 @@ fn network(features: &FeatureSet, seed: u64) -> Artifact {
         Dataset { rows, width: layout.width(), labels }
     };
     let (training, validation) = (part(2000), part(500));
-    let options = TrainOptions { epochs: 2, hidden: vec![8], alert_budget: 0.1, seed, ..TrainOptions::default() };
+    let options = TrainOptions {
+        epochs: 2,
+        network: NetworkConfig::Mlp { hidden: vec![8] },
+        alert_budget: 0.1,
+        seed,
+        ..TrainOptions::default()
+    };
     models::train(layout, &training, &validation, &options, &mut |_| {}).unwrap()
 }

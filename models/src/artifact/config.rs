@@ -9,12 +9,37 @@ use crate::{AlertThreshold, calibrate::Calibration, threshold};
 pub(super) const FORMAT_VERSION: u32 = 2;
 const MODEL_TYPE: &str = "fraudline";
 
-/// The network that the weights are of.
+/// A network without its weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
-pub(crate) enum NetworkConfig {
+pub enum NetworkConfig {
     /// A multilayer perceptron with hidden layers of these widths.
     Mlp { hidden: Vec<usize> },
+    /// Several multilayer perceptrons, of whose logits the mean is taken, over one piecewise linear
+    /// encoding.
+    Tabular {
+        /// Of the encoding, for each input at most.
+        pieces: usize,
+        members: usize,
+        /// Widths of each member's hidden layers, of which there is at least one.
+        hidden: Vec<usize>,
+    },
+}
+
+impl NetworkConfig {
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let (numbers, hidden) = match self {
+            NetworkConfig::Mlp { hidden } => (vec![], hidden),
+            NetworkConfig::Tabular { hidden, .. } if hidden.is_empty() => {
+                return Err("a tabular network needs a hidden layer".into());
+            }
+            NetworkConfig::Tabular { pieces, members, hidden } => (vec![*pieces, *members], hidden),
+        };
+        match numbers.iter().chain(hidden).all(|number| *number > 0) {
+            true => Ok(()),
+            false => Err("a network's pieces, members and widths must be above 0".into()),
+        }
+    }
 }
 
 /// Numbers that scores depend on bit for bit are f32 here, or tensors in the file of the weights.
@@ -100,6 +125,9 @@ impl Config {
         }
         if !layout.is_consistent() || layout.width() == 0 {
             return refuse("has a `layout` that was edited: its hash is another".into(), RESTORE);
+        }
+        if let Err(problem) = config.network.check() {
+            return refuse(format!("has no usable network: {problem}"), RESTORE);
         }
         if !config.calibration.is_rising() {
             return refuse("has a `calibration` that is no rising curve".into(), RESTORE);

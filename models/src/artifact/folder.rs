@@ -76,7 +76,7 @@ pub(super) fn decode(dir: &Path, contents: &Contents<'_>) -> Result<Artifact, Mo
         }
     }
     let (config, layout) = Config::read(contents.config).map_err(|unusable| refusal(dir, CONFIG, unusable))?;
-    let (normalization, layers) =
+    let (normalization, weights) =
         weights::decode(contents.weights, &layout, &config.network).map_err(|problem| refuse(WEIGHTS, problem))?;
     let metrics: TrainingMetrics = json(contents.metrics).map_err(|problem| refuse(METRICS, problem))?;
     let reference: Reference = json(contents.reference).map_err(|problem| refuse(REFERENCE, problem))?;
@@ -87,7 +87,7 @@ pub(super) fn decode(dir: &Path, contents: &Contents<'_>) -> Result<Artifact, Mo
         layout,
         network: config.network,
         normalization,
-        layers,
+        weights,
         calibration: config.calibration,
         thresholds: config.thresholds,
         alert_budget: config.alert_budget,

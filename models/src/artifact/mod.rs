@@ -10,10 +10,11 @@ use std::path::Path;
 use schemas::{EventTime, FeatureLayout};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::config::{NetworkConfig, check_name};
+pub use self::config::NetworkConfig;
+pub(crate) use self::config::check_name;
 use crate::{
     AlertThreshold, CalibrationChoice, Epoch, Evaluation, ModelError, Reference, calibrate::Calibration,
-    network::Dense, normalize::Normalization,
+    network::Weights, normalize::Normalization,
 };
 
 /// What an artifact was trained on, and how good it was on the validation rows: `metrics.json`.
@@ -81,7 +82,7 @@ pub struct Artifact {
     layout: FeatureLayout,
     network: NetworkConfig,
     normalization: Normalization,
-    layers: Vec<Dense>,
+    weights: Weights,
     calibration: Calibration,
     thresholds: Vec<AlertThreshold>,
     alert_budget: f64,
@@ -97,7 +98,7 @@ pub(crate) struct Parts {
     pub(crate) layout: FeatureLayout,
     pub(crate) network: NetworkConfig,
     pub(crate) normalization: Normalization,
-    pub(crate) layers: Vec<Dense>,
+    pub(crate) weights: Weights,
     pub(crate) calibration: Calibration,
     /// By rising budget.
     pub(crate) thresholds: Vec<AlertThreshold>,
@@ -205,7 +206,7 @@ impl Artifact {
         let label = format!("{}@{}", parts.name, parts.version);
         let chosen = parts.thresholds.iter().find(|threshold| threshold.alert_budget == parts.alert_budget);
         let threshold = chosen.map_or(1.0, |chosen| chosen.threshold);
-        let Parts { name, version, layout, network, normalization, layers, .. } = parts;
+        let Parts { name, version, layout, network, normalization, weights, .. } = parts;
         let Parts { calibration, thresholds, alert_budget, metrics, reference, .. } = parts;
         Artifact {
             name,
@@ -214,7 +215,7 @@ impl Artifact {
             layout,
             network,
             normalization,
-            layers,
+            weights,
             calibration,
             thresholds,
             alert_budget,
@@ -228,8 +229,8 @@ impl Artifact {
         &self.normalization
     }
 
-    pub(crate) fn layers(&self) -> &[Dense] {
-        &self.layers
+    pub(crate) fn weights(&self) -> &Weights {
+        &self.weights
     }
 
     pub(crate) fn calibration(&self) -> &Calibration {
@@ -241,7 +242,10 @@ impl Artifact {
 impl Artifact {
     /// A network of random weights over `width` columns, every second of them nullable.
     pub(crate) fn random(width: usize, hidden: &[usize], seed: u64) -> Artifact {
-        use crate::{Dataset, network::layer_shapes};
+        use crate::{
+            Dataset,
+            network::{Dense, layer_shapes},
+        };
         use rand::{RngExt, SeedableRng, rngs::StdRng};
         let mut random = StdRng::seed_from_u64(seed);
         let features = (0..width).map(|column| schemas::FeatureSpec {
@@ -271,7 +275,7 @@ impl Artifact {
             version: seed.to_string(),
             network: NetworkConfig::Mlp { hidden: hidden.to_vec() },
             normalization,
-            layers,
+            weights: Weights::Mlp(layers),
             reference: Reference::of(&layout, &rows, &scores),
             metrics: TrainingMetrics {
                 data: TrainingData::default(),

@@ -176,7 +176,7 @@ fn folders_are_taken_in_with_all_that_is_in_them() {
     let again = registry.add(&trained, None).unwrap_err().to_string();
     assert!(again.contains("already exists; versions are never overwritten"), "{again}");
     assert_eq!(registry.add(&trained, Some(("fraud", "1"))).unwrap(), "fraud@1");
-    assert_eq!(registry.load("fraud", "1").unwrap().layers(), registry.load("random", "20").unwrap().layers());
+    assert_eq!(registry.load("fraud", "1").unwrap().weights(), registry.load("random", "20").unwrap().weights());
     let error = registry.add(&trained, Some(("../fraud", "1"))).unwrap_err().to_string();
     assert!(error.contains("name `../fraud` must begin"), "{error}");
 

@@ -2,7 +2,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use feature_store::{EmbeddedStore, RemoteOptions, RemoteStore, Retry};
 use materializer::{Materializer, MaterializerOptions};
-use models::{Artifact, Dataset, Device, ModelThread, ServeOptions, TrainOptions};
+use models::{Artifact, Dataset, Device, ModelThread, NetworkConfig, ServeOptions, TrainOptions};
 use scorer::log::{Delivery, KafkaLog};
 use scorer::worker::Stats;
 use scorer::{Worker, WorkerOptions};
@@ -27,7 +27,12 @@ fn some_model(features: &FeatureSet) -> Artifact {
         width,
         labels: (0..rows).map(|row| row.is_multiple_of(5)).collect(),
     };
-    let options = TrainOptions { epochs: 1, hidden: vec![8], alert_budget: 0.1, ..TrainOptions::default() };
+    let options = TrainOptions {
+        epochs: 1,
+        network: NetworkConfig::Mlp { hidden: vec![8] },
+        alert_budget: 0.1,
+        ..TrainOptions::default()
+    };
     models::train(features.layout(), &part(1000), &part(500), &options, &mut |_| {}).unwrap()
 }
 
