@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Artifact, NetworkConfig, TrainingMetrics};
+use super::{Artifact, TrainingMetrics};
 use crate::calibrate::Calibration;
 
 /// The plot that the card shows.
@@ -45,25 +45,14 @@ fn front_matter(Artifact { name, metrics, .. }: &Artifact) -> String {
 }
 
 fn purpose(artifact: &Artifact) -> String {
-    let widths = |hidden: &[usize]| match hidden {
-        [] => "none".to_string(),
-        hidden => hidden.iter().map(usize::to_string).collect::<Vec<_>>().join(" and "),
-    };
-    let network = match &artifact.network {
-        NetworkConfig::Mlp { hidden } => format!("A multilayer perceptron, hidden layers {}", widths(hidden)),
-        NetworkConfig::Tabular { pieces, members, hidden } => format!(
-            "The mean of {members} multilayer perceptrons, hidden layers {}, over a piecewise linear encoding of up to {pieces} \
-             pieces for each input",
-            widths(hidden)
-        ),
-    };
     let weights = artifact.weights.parameters();
     format!(
         "# {}\n\nThe probability that a card transaction is fraud, from {} features of the transaction, its card's past and its \
-         terminal's.\n\n{network}, {weights} parameters. Trained and served by fraudline; the features \
+         terminal's.\n\nThe network: {}, {weights} parameters. Trained and served by fraudline; the features \
          are computed by the same code in both.\n\n",
         artifact.label,
         artifact.layout.width(),
+        artifact.network,
     )
 }
 

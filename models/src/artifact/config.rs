@@ -26,6 +26,24 @@ pub enum NetworkConfig {
     },
 }
 
+impl std::fmt::Display for NetworkConfig {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let widths = |hidden: &[usize]| match hidden {
+            [] => "none".to_string(),
+            hidden => hidden.iter().map(usize::to_string).collect::<Vec<_>>().join(" and "),
+        };
+        match self {
+            NetworkConfig::Mlp { hidden } => write!(out, "a multilayer perceptron, hidden layers {}", widths(hidden)),
+            NetworkConfig::Tabular { pieces, members, hidden } => write!(
+                out,
+                "the mean of {members} multilayer perceptrons, hidden layers {}, over a piecewise linear encoding of up to \
+                 {pieces} pieces for each input",
+                widths(hidden)
+            ),
+        }
+    }
+}
+
 impl NetworkConfig {
     pub(crate) fn check(&self) -> Result<(), String> {
         let (numbers, hidden) = match self {

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::Args;
+use clap::{Args, ValueEnum};
 use feature_store::FeatureSet;
-use models::{Checkpoints, Device, Period, TrainOptions, TrainingData};
+use models::{Checkpoints, Device, NetworkConfig, Period, TrainOptions, TrainingData};
 use schemas::EventTime;
 
 use crate::dataset::{Vectors, days};
@@ -44,7 +44,19 @@ pub(crate) struct TrainArgs {
     /// Days between the two, in which the training days' labels would still be unknown
     #[arg(long, default_value_t = 7)]
     delay_days: u32,
-    #[arg(long, default_value_t = 40)]
+    /// `tabular`, which is the more exact, or `mlp`, which is the faster
+    #[arg(long, default_value = "tabular")]
+    network: Network,
+    /// Widths of the hidden layers, of each member where there are several
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 32], value_name = "WIDTH,…")]
+    hidden: Vec<usize>,
+    /// Small networks whose mean a tabular network is
+    #[arg(long, default_value_t = 4)]
+    members: usize,
+    /// Pieces of a tabular network's encoding, for each input at most
+    #[arg(long, default_value_t = 16)]
+    pieces: usize,
+    #[arg(long, default_value_t = 20)]
     epochs: usize,
     /// On the CPU, the same seed and input give the same artifact, bit for bit; CUDA may differ in the last bits from run to run
     #[arg(long, default_value = "cpu", value_name = "auto|cpu|cuda:N")]
@@ -52,6 +64,22 @@ pub(crate) struct TrainArgs {
     /// Share of the transactions that may be alerted, by default; there are thresholds for 0.1 %, 0.2 %, 0.5 %, 1 % and 2 % in any case
     #[arg(long, default_value_t = 0.005)]
     alert_budget: f64,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Network {
+    Tabular,
+    Mlp,
+}
+
+impl TrainArgs {
+    fn network(&self) -> NetworkConfig {
+        let (pieces, members, hidden) = (self.pieces, self.members, self.hidden.clone());
+        match self.network {
+            Network::Tabular => NetworkConfig::Tabular { pieces, members, hidden },
+            Network::Mlp => NetworkConfig::Mlp { hidden },
+        }
+    }
 }
 
 pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
@@ -89,6 +117,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let options = TrainOptions {
         name: args.name.clone(),
         version: args.model_version.clone(),
+        network: args.network(),
         epochs: args.epochs,
         seed: args.source.seed,
         device: args.device,

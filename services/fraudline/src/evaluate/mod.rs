@@ -35,8 +35,8 @@ pub(crate) struct EvaluateArgs {
     /// With --protocol: trainings of each fold, whose figures are averaged
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: u64,
-    /// With --protocol: epochs at most
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..))]
+    /// With --protocol: epochs of each training
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..))]
     epochs: u16,
     /// Feature definitions [default: the Handbook's; with --protocol those of fraud.yaml]
     #[arg(long, value_name = "FILE.yaml")]

@@ -3,9 +3,11 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use anyhow::{Context, ensure};
-use models::{Dataset, Device, KeptEpoch, ScoredCard, Scorer, TrainOptions, card_precision};
+use models::{Dataset, Device, KeptEpoch, NetworkConfig, ScoredCard, Scorer, TrainOptions, card_precision};
+use parking_lot::Mutex;
 use schemas::{EventTime, FeatureLayout};
 use serde::Serialize;
 
@@ -47,9 +49,15 @@ impl std::str::FromStr for TrainDays {
 pub(super) struct Protocol {
     pub(super) train_days: TrainDays,
     pub(super) seeds: u64,
-    /// Epochs at most; how many are trained is chosen on the validation folds.
     pub(super) epochs: usize,
     pub(super) device: Device,
+}
+
+/// What is chosen on the validation folds.
+#[derive(Clone, Debug, Serialize)]
+struct Candidate {
+    network: NetworkConfig,
+    dropout: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -58,11 +66,20 @@ pub(super) struct Report {
     mean: Figures,
     /// The test folds.
     folds: Vec<FoldFigures>,
-    /// The validation folds, after as many epochs.
-    validation: Vec<FoldFigures>,
-    /// Chosen on the validation folds: the best mean average precision.
+    /// The candidate with the best mean average precision on the validation folds.
+    chosen: Candidate,
+    candidates: Vec<Validated>,
     epochs: usize,
     seeds: u64,
+}
+
+/// A candidate's figures on the validation folds.
+#[derive(Debug, Serialize)]
+struct Validated {
+    #[serde(flatten)]
+    candidate: Candidate,
+    mean: Figures,
+    folds: Vec<FoldFigures>,
 }
 
 /// Means over the seeds.
@@ -86,7 +103,11 @@ struct FoldFigures {
 
 impl Report {
     pub(super) fn print(&self) {
-        println!("{} epochs, chosen on the validation folds; means over {} seeds", self.epochs, self.seeds);
+        println!("chosen on the validation folds, means over {} seeds:", self.seeds);
+        for Validated { candidate: Candidate { network, dropout }, mean, .. } in &self.candidates {
+            println!("  {network}, dropout {dropout}: average precision {:.4}", mean.average_precision);
+        }
+        println!("{}, dropout {}, {} epochs", self.chosen.network, self.chosen.dropout, self.epochs);
         println!("test fold    AUC     average precision   card precision@{CARDS}");
         let line = |name: &str, figures: &Figures| {
             let Figures { auc, average_precision, card_precision_100 } = figures;
@@ -115,63 +136,107 @@ pub(super) fn run(protocol: &Protocol, layout: &FeatureLayout, vectors: &Vectors
             .collect::<anyhow::Result<Vec<_>>>()
     };
     let (validation, test) = (folds(VALIDATION_FOLDS)?, folds(TEST_FOLDS)?);
-    let runs = (validation.len() * 2 + test.len()) as u64 * protocol.seeds;
-    let progress = Progress::new(runs, "trainings");
-    let mut done = 0;
-    let mut step = |line: String| {
-        done += 1;
-        progress.set(done);
-        progress.line(&line);
-    };
+    let candidates = candidates();
+    let runs = (candidates.len() * validation.len() + test.len()) as u64 * protocol.seeds;
+    let (progress, done) = (Progress::new(runs, "trainings"), AtomicU64::new(0));
+    let evaluated =
+        |folds: &[Fold], candidate: &Candidate| protocol.evaluate_all(folds, candidate, layout, (&progress, &done));
 
-    // Average precision by epoch, summed over folds and seeds.
-    let mut curve = vec![0.0; protocol.epochs];
-    for fold in &validation {
-        for seed in 0..protocol.seeds {
-            let options = protocol.options(seed, protocol.epochs);
-            models::train(layout, &fold.training, &fold.test, &options, &mut |epoch| {
-                curve[epoch.epoch - 1] += epoch.validation_ap;
-            })?;
-            step(format!("validation fold {}, seed {seed}: trained {} epochs", fold.training_from, protocol.epochs));
-        }
+    let mut validated = Vec::new();
+    for candidate in candidates {
+        let folds = evaluated(&validation, &candidate)?;
+        validated.push(Validated { candidate, mean: mean(&folds), folds });
     }
-    let best = curve.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-    let epochs = best.map_or(1, |(epoch, _)| epoch + 1);
-    let mut evaluated = |folds: &[Fold]| {
-        let evaluate = |fold: &Fold| {
-            let mut sum = Figures::default();
-            for seed in 0..protocol.seeds {
-                let figures = protocol.evaluate(fold, layout, seed, epochs)?;
-                step(format!(
-                    "fold {}, seed {seed}: average precision {:.4}",
-                    fold.training_from, figures.average_precision
+    let best = validated
+        .iter()
+        .reduce(|best, next| if next.mean.average_precision > best.mean.average_precision { next } else { best });
+    let chosen = best.context("there is no candidate")?.candidate.clone();
+    let folds = evaluated(&test, &chosen)?;
+    progress.finish();
+    Ok(Report {
+        mean: mean(&folds),
+        folds,
+        chosen,
+        candidates: validated,
+        epochs: protocol.epochs,
+        seeds: protocol.seeds,
+    })
+}
+
+/// What the validation folds choose among.
+fn candidates() -> Vec<Candidate> {
+    let network = NetworkConfig::Tabular { pieces: 16, members: 4, hidden: vec![64, 32] };
+    [0.2, 0.4].map(|dropout| Candidate { network: network.clone(), dropout }).into()
+}
+
+fn mean(folds: &[FoldFigures]) -> Figures {
+    folds.iter().fold(Figures::default(), |sum, fold| sum.plus(fold.figures)).over(folds.len() as f64)
+}
+
+impl Protocol {
+    /// Trains on every fold with every seed, as many at a time as there are cores.
+    fn evaluate_all(
+        &self,
+        folds: &[Fold],
+        candidate: &Candidate,
+        layout: &FeatureLayout,
+        progress: (&Progress, &AtomicU64),
+    ) -> anyhow::Result<Vec<FoldFigures>> {
+        let runs: Vec<(usize, u64)> =
+            (0..folds.len()).flat_map(|fold| (0..self.seeds).map(move |seed| (fold, seed))).collect();
+        let ((progress, done), next) = (progress, AtomicUsize::new(0));
+        let results = Mutex::new(vec![None; runs.len()]);
+        let run = || -> anyhow::Result<()> {
+            while let Some(&(fold, seed)) = runs.get(next.fetch_add(1, Relaxed)) {
+                let figures = self.evaluate(&folds[fold], candidate, layout, seed)?;
+                progress.set(done.fetch_add(1, Relaxed) + 1);
+                progress.line(&format!(
+                    "fold {}, dropout {}, seed {seed}: average precision {:.4}",
+                    folds[fold].training_from, candidate.dropout, figures.average_precision
                 ));
-                sum = sum.plus(figures);
+                results.lock()[fold * self.seeds as usize + seed as usize] = Some(figures);
             }
-            anyhow::Ok(FoldFigures {
+            Ok(())
+        };
+        let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get()).min(runs.len());
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
+            threads.into_iter().try_for_each(|thread| match thread.join() {
+                Ok(outcome) => outcome,
+                Err(panic) => std::panic::resume_unwind(panic),
+            })
+        })?;
+        let figures = results.into_inner();
+        let of_fold = |(fold, figures): (&Fold, &[Option<Figures>])| {
+            let sum = figures.iter().flatten().fold(Figures::default(), |sum, figures| sum.plus(*figures));
+            FoldFigures {
                 training: fold.training_from,
                 training_transactions: fold.training.labels.len(),
                 test_transactions: fold.test.labels.len(),
                 test_frauds: fold.test.labels.iter().filter(|&&fraud| fraud).count(),
-                figures: sum.over(protocol.seeds as f64),
-            })
+                figures: sum.over(self.seeds as f64),
+            }
         };
-        folds.iter().map(evaluate).collect::<anyhow::Result<Vec<_>>>()
-    };
-    let (validation, folds) = (evaluated(&validation)?, evaluated(&test)?);
-    progress.finish();
-    let mean = folds.iter().fold(Figures::default(), |sum, fold| sum.plus(fold.figures)).over(folds.len() as f64);
-    Ok(Report { mean, folds, validation, epochs, seeds: protocol.seeds })
-}
-
-impl Protocol {
-    fn options(&self, seed: u64, epochs: usize) -> TrainOptions {
-        TrainOptions { seed, epochs, kept: KeptEpoch::Last, ..TrainOptions::default() }
+        Ok(folds.iter().zip(figures.chunks(self.seeds as usize)).map(of_fold).collect())
     }
 
     /// Trains without a look at the test week, and scores it.
-    fn evaluate(&self, fold: &Fold, layout: &FeatureLayout, seed: u64, epochs: usize) -> anyhow::Result<Figures> {
-        let options = self.options(seed, epochs);
+    fn evaluate(
+        &self,
+        fold: &Fold,
+        candidate: &Candidate,
+        layout: &FeatureLayout,
+        seed: u64,
+    ) -> anyhow::Result<Figures> {
+        let options = TrainOptions {
+            seed,
+            epochs: self.epochs,
+            kept: KeptEpoch::Last,
+            network: candidate.network.clone(),
+            dropout: candidate.dropout,
+            legitimate_per_fraud: 60,
+            ..TrainOptions::default()
+        };
         // The ranks of scores don't depend on the calibration, for which the training rows are as good as any.
         let artifact = models::train(layout, &fold.training, &fold.training, &options, &mut |_| ())?;
         let mut scores = Vec::with_capacity(fold.test.labels.len());
