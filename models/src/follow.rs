@@ -12,11 +12,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use metrics::{Counter, Gauge, counter, gauge};
 
 use crate::{
-    Alias, Aliases, Artifact, Device, ModelError, ModelThread, Promotion, Registry, ServeOptions,
+    Alias, Aliases, Artifact, ModelError, ModelThread, Promotion, Registry, ServeOptions,
     error::panic_message,
     metric_names,
     registry::refused,
     serve::{Handover, ModelInfo, Served},
+    watchdog::Watchdog,
 };
 
 /// A version that was refused is tried again after this long, and then after twice as long each time: an object store may
@@ -73,7 +74,7 @@ impl ModelThread {
         champion.metrics.generation.set(alias.generation as f64);
         let mut watcher = Watcher {
             follow: follow.clone(),
-            device: options.device,
+            watchdog: handover.shared().watchdog().clone(),
             handover,
             champion,
             challenger: Slot::new("challenger", None),
@@ -95,7 +96,7 @@ fn promotion(follow: &Follow, alias: &str, at: &Alias) -> Promotion {
 
 struct Watcher {
     follow: Arc<Follow>,
-    device: Device,
+    watchdog: Watchdog,
     handover: Handover,
     champion: Slot,
     challenger: Slot,
@@ -238,9 +239,9 @@ impl Watcher {
             refused(self.follow.registry.root(), problem, "promote a version of the served layout")
         })?;
         let model = ModelInfo::new(&artifact, Some(promotion(&self.follow, alias, at)));
-        let opened = catch_unwind(AssertUnwindSafe(|| Served::open(&artifact, model, self.device)));
+        let opened = catch_unwind(AssertUnwindSafe(|| Served::open(&artifact, model, &self.watchdog)));
         let opened = opened.unwrap_or_else(|panic| {
-            Err(ModelError::Device { device: self.device.to_string(), problem: panic_message(&*panic) })
+            Err(ModelError::Device { device: self.watchdog.asked().to_string(), problem: panic_message(&*panic) })
         });
         opened.map(|(served, _)| served)
     }

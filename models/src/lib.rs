@@ -9,9 +9,11 @@
 //! See [`Scorer`] for how that is kept.
 
 mod artifact;
+mod blocks;
 mod calibrate;
 mod checkpoint;
 mod compare;
+mod cpu;
 mod device;
 mod drift;
 mod encode;
@@ -28,6 +30,7 @@ mod score;
 mod serve;
 mod threshold;
 mod train;
+mod watchdog;
 
 pub use artifact::{Artifact, NetworkConfig, Period, TrainingData, TrainingMetrics};
 pub use calibrate::CalibrationChoice;
@@ -43,7 +46,7 @@ pub use evaluate::{
 pub use follow::Follow;
 pub use promotion::Promotion;
 pub use registry::{Alias, Aliases, CHAMPION, LayoutCheck, Move, MoveKind, Registry};
-pub use score::Scorer;
+pub use score::{DeviceStages, Scorer};
 pub use serve::{Answer, ModelInfo, ModelThread, Pending, ServeOptions, Shadow};
 pub use threshold::{ALERT_BUDGETS, AlertThreshold};
 pub use train::{Dataset, Epoch, KeptEpoch, TrainOptions, train};

@@ -18,6 +18,10 @@ pub const GENERATION: &str = "fraudline_model_generation";
 pub const REGISTRY_UP: &str = "fraudline_registry_up";
 /// Rows of one batch, padding not counted.
 pub const BATCH_ROWS: &str = "fraudline_model_batch_rows";
+/// Devices that were lost while they served; label `reason`: `stuck` or `failed`.
+pub const DEVICE_FAILURES: &str = "fraudline_model_device_failures_total";
+/// 1 while a device other than the CPU scores, 0 once it is lost.
+pub const DEVICE_UP: &str = "fraudline_model_device_up";
 
 /// Tells the installed recorder what the metrics are.
 pub(crate) fn describe() {
@@ -30,5 +34,7 @@ pub(crate) fn describe() {
     describe_counter!(REFUSALS, Unit::Count, "Versions that an alias moved to and that were refused");
     describe_gauge!(GENERATION, Unit::Count, "Generation of the alias that is served");
     describe_gauge!(REGISTRY_UP, Unit::Count, "Whether the registry could be read");
+    describe_counter!(DEVICE_FAILURES, Unit::Count, "Devices that were lost while they served");
+    describe_gauge!(DEVICE_UP, Unit::Count, "Whether a device other than the CPU scores");
     describe_histogram!(BATCH_ROWS, Unit::Count, "Rows of one batch");
 }

@@ -1,85 +1,123 @@
 //! Scores on a device, the same for a row whatever is scored beside it.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
-use burn::{
-    backend::{Cuda, Flex, cuda::CudaDevice},
-    tensor::{Tensor, TensorData, backend::Backend},
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
 };
-use rand::{RngExt, SeedableRng, rngs::StdRng};
+
+use burn::backend::{Cuda, cuda::CudaDevice};
 use schemas::FeatureLayout;
 
 use crate::{
     Artifact, Device, ModelError,
+    blocks::{BlockEngine, BurnBlocks, CUDA_BLOCKS, probe},
     calibrate::Calibration,
+    cpu::CpuNetwork,
     error::panic_message,
-    network::{Network, host},
     normalize::{Normalization, check_rows},
+    watchdog::Watchdog,
 };
 
-/// Rows that one run of the network takes, smallest first. Batches are cut and padded to these.
-///
-/// On the CPU, blocks that stay in the first-level cache win. A 20-64-32-1 network takes some 6.6 µs for 8 rows and
-/// 21 µs for 64 (0.33 µs a row); 128 rows and more cost 0.5 µs a row and up.
-const CPU_BLOCKS: &[usize] = &[8, 16, 32, 64];
-const CUDA_BLOCKS: &[usize] = &[32, 128, 512, 2048];
 /// How far another device's probabilities may be from the CPU's (tensor cores round inputs to 10 bits).
 const DEVICE_TOLERANCE: f32 = 0.02;
+/// Rows whose scores on another device are compared with the CPU's.
+const COMPARED_ROWS: usize = 1000;
 
 /// The artifact's network on a device, ready to score.
 ///
-/// A row's score is the same, bit for bit, whatever rows are scored beside it. The order in which a
-/// matrix product adds up may depend on the product's shape and on a row's place in it. So the network
-/// runs on blocks of a few fixed sizes, and [`Scorer::open`] checks on this very device that a row
-/// gets the same bits at every place of every size; sizes that give other bits than the largest are
-/// not used. Bits may differ between kinds of devices, and between processors of another kind.
+/// A row's score is the same, bit for bit, whatever rows are scored beside it. On the CPU that is so by the
+/// order in which its kernel adds up, and the bits are the same on every processor. On other devices burn's
+/// network runs on blocks of a few fixed sizes, and [`Scorer::open`] checks on this very device that a row
+/// gets the same bits at every place of every size. Bits may differ between kinds of devices.
 pub struct Scorer {
     layout: FeatureLayout,
     normalization: Normalization,
     calibration: Calibration,
-    blocks: Box<dyn Blocks>,
+    engine: Box<dyn Engine>,
     device: String,
     /// Reused between calls.
     inputs: Vec<f32>,
     logits: Vec<f32>,
 }
 
-/// Runs whole blocks.
-trait Blocks: Send {
-    /// Sizes of blocks, smallest first.
-    fn sizes(&self) -> &[usize];
-    /// Appends the logits of `inputs`, whose rows fill blocks of `size`.
-    fn run(&self, inputs: &[f32], size: usize, logits: &mut Vec<f32>);
+/// Runs the network on rows of its inputs.
+pub(crate) trait Engine: Send {
+    /// Rows that are best pushed at a time, where there are so many.
+    fn rows_at_once(&self) -> usize;
+    /// Takes whole rows of inputs, and may return before their logits are there.
+    fn push(&mut self, inputs: &[f32]);
+    /// Waits for the logits of all rows that were pushed, and appends them in that order. May panic where a device fails,
+    /// and is of no use after that, or after an error.
+    fn take(&mut self, logits: &mut Vec<f32>) -> Result<(), ModelError>;
+    /// Runs whole rows of inputs, one step after the other.
+    fn stages(&mut self, inputs: &[f32]) -> Result<DeviceStages, ModelError>;
+}
+
+/// Opens the CUDA device of an index.
+type OpenCuda<'a> = dyn Fn(&Artifact, usize) -> Result<Box<dyn Engine>, ModelError> + 'a;
+
+/// Where the time of a batch goes, when each step is waited for before the next begins. (When scoring, they overlap.)
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceStages {
+    /// From rows to the network's inputs, on the host.
+    pub normalize: Duration,
+    /// Inputs to the device, padded to a block; without copies on the CPU, 0.
+    pub upload: Duration,
+    /// Until the network's kernels are all queued. The device works meanwhile, unless it waits for the next of them.
+    pub launch: Duration,
+    /// From then until the device is done: short where launches are what takes the time.
+    pub compute: Duration,
+    /// Logits to the host.
+    pub download: Duration,
 }
 
 impl Scorer {
     /// Opens the device, compiles and runs every block size, and checks their bits.
     pub fn open(artifact: &Artifact, device: Device) -> Result<Scorer, ModelError> {
-        let (blocks, device): (Box<dyn Blocks>, String) = match device {
-            Device::Cpu => (Box::new(cpu(artifact)?), "cpu".into()),
-            Device::Cuda(index) => (Box::new(cuda(artifact, index)?), device.to_string()),
+        Scorer::open_by(artifact, device, &cuda)
+    }
+
+    /// The same with the device that was asked for, which is watched from then on if it isn't the CPU.
+    pub(crate) fn open_watched(artifact: &Artifact, watchdog: &Watchdog) -> Result<Scorer, ModelError> {
+        let watched = |artifact: &Artifact, index: usize| -> Result<Box<dyn Engine>, ModelError> {
+            let opened = artifact.clone();
+            Ok(Box::new(watchdog.open(CpuNetwork::new(artifact), move || cuda(&opened, index))?))
+        };
+        Scorer::open_by(artifact, watchdog.asked(), &watched)
+    }
+
+    fn open_by(artifact: &Artifact, device: Device, cuda: &OpenCuda<'_>) -> Result<Scorer, ModelError> {
+        let cpu = || (Box::new(CpuNetwork::new(artifact)) as Box<dyn Engine>, "cpu".to_string());
+        let (engine, device) = match device {
+            Device::Cpu => cpu(),
+            Device::Cuda(index) => (cuda(artifact, index)?, device.to_string()),
             Device::Auto if cuda_driver_is_loaded() => match cuda(artifact, 0) {
-                Ok(blocks) => (Box::new(blocks), Device::Cuda(0).to_string()),
+                Ok(engine) => (engine, Device::Cuda(0).to_string()),
                 Err(error) => {
                     tracing::warn!(%error, "cuda:0 can't be used, scoring on the CPU");
-                    (Box::new(cpu(artifact)?), "cpu".into())
+                    cpu()
                 }
             },
             Device::Auto => {
                 tracing::info!("no CUDA driver is loaded, scoring on the CPU");
-                (Box::new(cpu(artifact)?), "cpu".into())
+                cpu()
             }
         };
-        tracing::info!(model = artifact.label(), device, blocks = ?blocks.sizes(), "model ready");
-        Ok(Scorer {
+        tracing::info!(model = artifact.label(), device, "model ready");
+        Ok(Scorer::on(artifact, engine, device))
+    }
+
+    /// On an engine that is open.
+    pub(crate) fn on(artifact: &Artifact, engine: Box<dyn Engine>, device: String) -> Scorer {
+        Scorer {
             layout: artifact.layout().clone(),
             normalization: artifact.normalization().clone(),
             calibration: artifact.calibration().clone(),
-            blocks,
+            engine,
             device,
             inputs: Vec::new(),
             logits: Vec::new(),
-        })
+        }
     }
 
     /// `cpu` or `cuda:N`.
@@ -87,24 +125,40 @@ impl Scorer {
         &self.device
     }
 
+    /// Rows that the device takes at a time: with fewer it isn't busy, with more it is no faster.
+    pub fn rows_at_once(&self) -> usize {
+        self.engine.rows_at_once()
+    }
+
     /// Appends one calibrated probability per row of `rows` (row-major, whole rows) to `scores`.
     pub fn score(&mut self, rows: &[f32], scores: &mut Vec<f32>) -> Result<(), ModelError> {
+        let mut logits = std::mem::take(&mut self.logits);
+        logits.clear();
+        let outcome = self.logits(rows, &mut logits);
+        scores.extend(logits.iter().map(|logit| self.calibration.probability(*logit)));
+        self.logits = logits;
+        outcome
+    }
+
+    /// Appends what the network itself says, before calibration: the log odds of fraud, one per row.
+    pub fn logits(&mut self, rows: &[f32], logits: &mut Vec<f32>) -> Result<(), ModelError> {
         check_rows(&self.layout, rows)?;
-        let (width, sizes) = (self.normalization.width(), self.blocks.sizes());
-        let mut rest = rows;
-        while !rest.is_empty() {
-            let size = block_size(sizes, rest.len() / width);
-            let (block, after) = rest.split_at(rest.len().min(size * width));
+        for rows in rows.chunks(self.engine.rows_at_once() * self.normalization.width()) {
             self.inputs.clear();
-            self.normalization.encode(block, &mut self.inputs);
-            self.inputs.resize(size * self.normalization.inputs(), 0.0);
-            self.logits.clear();
-            self.blocks.run(&self.inputs, size, &mut self.logits);
-            let logits = &self.logits[..block.len() / width];
-            scores.extend(logits.iter().map(|logit| self.calibration.probability(*logit)));
-            rest = after;
+            self.normalization.encode(rows, &mut self.inputs);
+            self.engine.push(&self.inputs);
         }
-        Ok(())
+        self.engine.take(logits)
+    }
+
+    /// Runs `rows` step by step, for measurements; what comes out is thrown away.
+    pub fn stages(&mut self, rows: &[f32]) -> Result<DeviceStages, ModelError> {
+        check_rows(&self.layout, rows)?;
+        let begun = Instant::now();
+        self.inputs.clear();
+        self.normalization.encode(rows, &mut self.inputs);
+        let normalize = begun.elapsed();
+        Ok(DeviceStages { normalize, ..self.engine.stages(&self.inputs)? })
     }
 }
 
@@ -114,44 +168,41 @@ impl std::fmt::Debug for Scorer {
     }
 }
 
-/// The smallest size that holds all `rows`, or else the largest.
-fn block_size(sizes: &[usize], rows: usize) -> usize {
-    let largest = sizes.last().copied().unwrap_or(1);
-    sizes.iter().copied().find(|size| *size >= rows).unwrap_or(largest)
-}
-
 /// Whether there is any point in asking CUDA for a device. (Where there is none, CUDA's bindings
 /// panic, and leave a thread behind that polls for the rest of the process's life.)
 pub(crate) fn cuda_driver_is_loaded() -> bool {
     ["/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"].iter().any(|path| std::path::Path::new(path).exists())
 }
 
-fn cpu(artifact: &Artifact) -> Result<BurnBlocks<Flex>, ModelError> {
-    BurnBlocks::<Flex>::open(artifact, Default::default(), CPU_BLOCKS, "cpu")
-}
-
-fn cuda(artifact: &Artifact, index: usize) -> Result<BurnBlocks<Cuda>, ModelError> {
+fn cuda(artifact: &Artifact, index: usize) -> Result<Box<dyn Engine>, ModelError> {
     let name = Device::Cuda(index).to_string();
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        let blocks = BurnBlocks::<Cuda>::open(artifact, CudaDevice::new(index), CUDA_BLOCKS, &name)?;
-        check_agreement(artifact, &cpu(artifact)?, &blocks, &name)?;
-        Ok(blocks)
+        let network = BurnBlocks::<Cuda>::new(artifact, CudaDevice::new(index));
+        let mut engine = BlockEngine::open(network, artifact.normalization().inputs(), CUDA_BLOCKS, &name)?;
+        check_agreement(artifact, &mut CpuNetwork::new(artifact), &mut engine, &name)?;
+        Ok(Box::new(engine) as Box<dyn Engine>)
     }));
     opened.unwrap_or_else(|panic| Err(ModelError::Device { device: name.clone(), problem: panic_message(&*panic) }))
 }
 
 /// Refuses a device whose probabilities are not those of the CPU.
-fn check_agreement(artifact: &Artifact, cpu: &dyn Blocks, other: &dyn Blocks, device: &str) -> Result<(), ModelError> {
-    let width = artifact.normalization().inputs();
-    // Every size of CUDA's blocks is a multiple of the CPU's smallest.
-    let (rows, cpu_rows) = (other.sizes()[0], cpu.sizes()[0]);
-    let inputs = probe(rows, width);
-    let (mut expected, mut found) = (Vec::new(), Vec::new());
-    inputs.chunks_exact(cpu_rows * width).for_each(|block| cpu.run(block, cpu_rows, &mut expected));
-    other.run(&inputs, rows, &mut found);
-    let probability = |logit: &f32| artifact.calibration().probability(*logit);
-    let agrees = |(a, b): (&f32, &f32)| (probability(a) - probability(b)).abs() <= DEVICE_TOLERANCE;
-    match expected.len() == found.len() && expected.iter().zip(&found).all(agrees) {
+fn check_agreement(
+    artifact: &Artifact,
+    cpu: &mut dyn Engine,
+    other: &mut dyn Engine,
+    device: &str,
+) -> Result<(), ModelError> {
+    let inputs = probe(COMPARED_ROWS, artifact.normalization().inputs());
+    let calibration = artifact.calibration();
+    let run = |engine: &mut dyn Engine| -> Result<Vec<f32>, ModelError> {
+        let mut logits = Vec::new();
+        engine.push(&inputs);
+        engine.take(&mut logits)?;
+        Ok(logits.into_iter().map(|logit| calibration.probability(logit)).collect())
+    };
+    let (expected, found) = (run(cpu)?, run(other)?);
+    let agree = expected.iter().zip(&found).all(|(a, b)| (a - b).abs() <= DEVICE_TOLERANCE);
+    match expected.len() == found.len() && agree {
         true => Ok(()),
         false => {
             let problem = "its scores are not those of the CPU; score on the CPU".into();
@@ -160,71 +211,10 @@ fn check_agreement(artifact: &Artifact, cpu: &dyn Blocks, other: &dyn Blocks, de
     }
 }
 
-/// The sizes that give a row the same bits as the largest does, at every place and beside any rows.
-fn invariant_sizes(blocks: &dyn Blocks, width: usize) -> Vec<usize> {
-    let largest = block_size(blocks.sizes(), usize::MAX);
-    let probe = probe(largest, width);
-    let mut expected = Vec::new();
-    blocks.run(&probe, largest, &mut expected);
-    let is_invariant = |size: &usize| {
-        // Each probed row comes to stand at other places, beside other rows.
-        [0, 1, size / 2 + 3].into_iter().all(|shift| {
-            let shift = shift % largest;
-            let (mut rotated, mut expected, mut found) = (probe.clone(), expected.clone(), Vec::new());
-            rotated.rotate_left(shift * width);
-            expected.rotate_left(shift);
-            rotated.chunks_exact(size * width).for_each(|block| blocks.run(block, *size, &mut found));
-            found.iter().map(|logit| logit.to_bits()).eq(expected.iter().map(|logit| logit.to_bits()))
-        })
-    };
-    blocks.sizes().iter().copied().filter(is_invariant).collect()
-}
-
-/// Inputs to check a device with: the same numbers at every start.
-fn probe(rows: usize, inputs: usize) -> Vec<f32> {
-    let mut random = StdRng::seed_from_u64(0x0ddba11);
-    (0..rows * inputs).map(|_| random.random_range(-3.0..3.0)).collect()
-}
-
-struct BurnBlocks<B: Backend> {
-    network: Network<B>,
-    inputs: usize,
-    device: B::Device,
-    sizes: Vec<usize>,
-}
-
-impl<B: Backend> Blocks for BurnBlocks<B> {
-    fn sizes(&self) -> &[usize] {
-        &self.sizes
-    }
-
-    fn run(&self, inputs: &[f32], size: usize, logits: &mut Vec<f32>) {
-        let data = TensorData::new(inputs.to_vec(), [size, self.inputs]);
-        logits.extend(host(self.network.forward(Tensor::from_data(data, &self.device))));
-    }
-}
-
-impl<B: Backend> BurnBlocks<B> {
-    /// Opens the device and runs every size, which compiles its kernels. Fails if a row's place in the
-    /// largest block matters; smaller ones that give other bits are left out.
-    fn open(artifact: &Artifact, device: B::Device, sizes: &[usize], name: &str) -> Result<BurnBlocks<B>, ModelError> {
-        let (network, inputs) = (Network::new(artifact.weights(), &device), artifact.normalization().inputs());
-        let mut blocks = BurnBlocks { network, inputs, device, sizes: sizes.to_vec() };
-        let kept = invariant_sizes(&blocks, inputs);
-        if kept.last() != sizes.last() {
-            let problem = "a row's score depends on its place in the batch; score on another device".into();
-            return Err(ModelError::Device { device: name.into(), problem });
-        }
-        if kept.len() < sizes.len() {
-            tracing::warn!(device = name, wanted = ?sizes, ?kept, "some block sizes give other bits, and are not used");
-        }
-        blocks.sizes = kept;
-        Ok(blocks)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use rand::{RngExt, SeedableRng, rngs::StdRng};
+
     use super::*;
 
     /// Rows of features, some of them missing in the nullable columns.
@@ -286,49 +276,36 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_default_network_runs_in_every_block_size() {
-        for width in [15, 20, 24, 30, 40] {
-            let artifact = Artifact::random(width, &[64, 32], 9);
-            assert_eq!(cpu(&artifact).unwrap().sizes, CPU_BLOCKS, "{width} columns");
-        }
-    }
+    /// Logits that are no network's.
+    struct Broken(f32, usize);
 
-    /// Logits that depend on more than the row: a device of the kind that must not serve.
-    struct Broken {
-        sizes: Vec<usize>,
-        logit: fn(place: usize, size: usize) -> f32,
-    }
-
-    impl Blocks for Broken {
-        fn sizes(&self) -> &[usize] {
-            &self.sizes
+    impl Engine for Broken {
+        fn rows_at_once(&self) -> usize {
+            32
         }
 
-        fn run(&self, inputs: &[f32], size: usize, logits: &mut Vec<f32>) {
-            let width = inputs.len() / size;
-            logits.extend((0..size).map(|place| inputs[place * width] + (self.logit)(place, size)));
+        fn push(&mut self, inputs: &[f32]) {
+            self.1 += inputs.len() / 7;
         }
-    }
 
-    #[test]
-    fn sizes_and_devices_with_other_bits_are_found() {
-        let kept = |logit| invariant_sizes(&Broken { sizes: vec![8, 16, 32], logit }, 3);
-        assert_eq!(kept(|_, _| 0.0), [8, 16, 32]);
-        assert_eq!(kept(|_, size| f32::from(u8::from(size == 16))), [8, 32]);
-        assert_eq!(kept(|_, size| f32::from(u8::from(size == 32))), [32]);
-        // A single place, in a single size.
-        assert_eq!(kept(|place, size| f32::from(u8::from(size == 8 && place == 5))), [16, 32]);
-        assert_eq!(kept(|place, size| f32::from(u8::from(size == 32 && place == 31))), [0; 0]);
+        fn take(&mut self, logits: &mut Vec<f32>) -> Result<(), ModelError> {
+            logits.resize(logits.len() + std::mem::take(&mut self.1), self.0);
+            Ok(())
+        }
+
+        fn stages(&mut self, _inputs: &[f32]) -> Result<DeviceStages, ModelError> {
+            Ok(DeviceStages::default())
+        }
     }
 
     #[test]
     fn a_device_that_disagrees_with_the_cpu_is_refused() {
         let artifact = Artifact::random(5, &[8], 2);
-        let cpu = cpu(&artifact).unwrap();
-        check_agreement(&artifact, &cpu, &cpu, "cuda:7").unwrap();
-        for logit in [|_, _| 5.0, |_, _| f32::NAN] {
-            let error = check_agreement(&artifact, &cpu, &Broken { sizes: vec![32], logit }, "cuda:7").unwrap_err();
+        assert_eq!(artifact.normalization().inputs(), 7);
+        let cpu = || CpuNetwork::new(&artifact);
+        check_agreement(&artifact, &mut cpu(), &mut cpu(), "cuda:7").unwrap();
+        for logit in [5.0, f32::NAN] {
+            let error = check_agreement(&artifact, &mut cpu(), &mut Broken(logit, 0), "cuda:7").unwrap_err();
             assert!(error.to_string().starts_with("device cuda:7: its scores are not those"), "{error}");
         }
     }

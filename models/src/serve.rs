@@ -13,7 +13,7 @@ use schemas::FeatureLayout;
 
 use crate::{
     Artifact, Device, ModelError, Promotion, Scorer, error::panic_message, follow::Watched, metric_names,
-    normalize::check_rows,
+    normalize::check_rows, watchdog::Watchdog,
 };
 
 /// How to serve a model.
@@ -22,13 +22,25 @@ pub struct ServeOptions {
     pub device: Device,
     /// Submissions that wait at most. Full-policy: [`ModelThread::submit`] blocks.
     pub queue_capacity: usize,
-    /// Rows of one batch at most; a larger submission is a batch of its own.
+    /// Rows of one batch at most, or as many as the device takes at a time if that is more; a larger submission is a
+    /// batch of its own.
     pub batch_rows_max: usize,
+    /// A device that takes longer than this for a batch is lost. (The CPU isn't watched.)
+    pub stuck_after: Duration,
+    /// A device that is lost (it hangs, fails or can't be opened) has its place taken by the CPU: what it was given is scored
+    /// there, and all that comes. Its scores differ in their last bits. Otherwise nothing is scored any more.
+    pub fallback_to_cpu: bool,
 }
 
 impl Default for ServeOptions {
     fn default() -> ServeOptions {
-        ServeOptions { device: Device::Auto, queue_capacity: 64, batch_rows_max: 1024 }
+        ServeOptions {
+            device: Device::Auto,
+            queue_capacity: 64,
+            batch_rows_max: 1024,
+            stuck_after: Duration::from_secs(10),
+            fallback_to_cpu: false,
+        }
     }
 }
 
@@ -41,6 +53,12 @@ pub struct ModelInfo {
     pub threshold: f32,
     /// The move of an alias by which it came to serve; `None` for a model that no alias was followed to.
     pub promotion: Option<Promotion>,
+}
+
+impl ServeOptions {
+    pub(crate) fn watchdog(&self) -> Watchdog {
+        Watchdog::new(self.device, self.stuck_after, self.fallback_to_cpu)
+    }
 }
 
 impl ModelInfo {
@@ -81,17 +99,22 @@ pub(crate) struct Shared {
     model: RwLock<Arc<ModelInfo>>,
     layout: FeatureLayout,
     device: String,
+    watchdog: Watchdog,
     /// Why nothing is scored any more, once scoring has failed.
     failure: OnceLock<String>,
 }
 
 impl Shared {
-    fn new(model: Arc<ModelInfo>, layout: FeatureLayout, device: String) -> Shared {
-        Shared { model: RwLock::new(model), layout, device, failure: OnceLock::new() }
+    fn new(model: Arc<ModelInfo>, layout: FeatureLayout, device: String, watchdog: Watchdog) -> Shared {
+        Shared { model: RwLock::new(model), layout, device, watchdog, failure: OnceLock::new() }
     }
 
     pub(crate) fn layout(&self) -> &FeatureLayout {
         &self.layout
+    }
+
+    pub(crate) fn watchdog(&self) -> &Watchdog {
+        &self.watchdog
     }
 
     fn model(&self) -> Arc<ModelInfo> {
@@ -125,17 +148,27 @@ pub(crate) struct Served {
     score: Score,
 }
 
+/// A device, open.
+pub(crate) struct Opened {
+    /// `cpu` or `cuda:N`.
+    device: String,
+    rows_at_once: usize,
+}
+
 impl Served {
-    /// Opens the artifact on the device; returns the device's name, too.
+    /// Opens the artifact on the device, and has it watched.
     pub(crate) fn open(
         artifact: &Artifact,
         model: Arc<ModelInfo>,
-        device: Device,
-    ) -> Result<(Served, String), ModelError> {
-        let mut scorer = Scorer::open(artifact, device)?;
-        let device = scorer.device().to_string();
+        watchdog: &Watchdog,
+    ) -> Result<(Served, Opened), ModelError> {
+        Ok(Served::new(model, Scorer::open_watched(artifact, watchdog)?))
+    }
+
+    fn new(model: Arc<ModelInfo>, mut scorer: Scorer) -> (Served, Opened) {
+        let opened = Opened { device: scorer.device().to_string(), rows_at_once: scorer.rows_at_once() };
         let score = Box::new(move |rows: &[f32], scores: &mut Vec<f32>| scorer.score(rows, scores));
-        Ok((Served { model, score }, device))
+        (Served { model, score }, opened)
     }
 
     /// One score for each row, in a vector of their own.
@@ -192,17 +225,19 @@ impl ModelThread {
         promotion: Option<Promotion>,
         options: &ServeOptions,
     ) -> Result<(ModelThread, Handover), ModelError> {
-        let (device, layout) = (options.device, artifact.layout().clone());
-        let model = ModelInfo::new(&artifact, promotion);
-        ModelThread::spawn(options, layout, model.clone(), move || Served::open(&artifact, model, device))
+        let (watchdog, layout) = (options.watchdog(), artifact.layout().clone());
+        let (served, watched) = (ModelInfo::new(&artifact, promotion), watchdog.clone());
+        let model = served.clone();
+        ModelThread::spawn(options, watchdog, layout, model, move || Served::open(&artifact, served, &watched))
     }
 
-    /// Starts the thread on what `open`, called on it, returns: a model, and the device's name.
+    /// Starts the thread on the model that `open`, called on it, returns.
     fn spawn(
         options: &ServeOptions,
+        watchdog: Watchdog,
         layout: FeatureLayout,
         model: Arc<ModelInfo>,
-        open: impl FnOnce() -> Result<(Served, String), ModelError> + Send + 'static,
+        open: impl FnOnce() -> Result<(Served, Opened), ModelError> + Send + 'static,
     ) -> Result<(ModelThread, Handover), ModelError> {
         let (queue, submissions) = bounded(options.queue_capacity.max(1));
         let (changes, changed) = unbounded();
@@ -213,10 +248,10 @@ impl ModelThread {
         let run = move || {
             let panicked = |problem| Err(ModelError::Device { device: name, problem });
             let outcome = catch_unwind(AssertUnwindSafe(open)).unwrap_or_else(|panic| panicked(panic_message(&*panic)));
-            let champion = match outcome {
-                Ok((champion, device)) => {
+            let (champion, batch_rows_max) = match outcome {
+                Ok((champion, Opened { device, rows_at_once })) => {
                     let _ = opened.send(Ok(device));
-                    champion
+                    (champion, batch_rows_max.max(rows_at_once))
                 }
                 Err(error) => {
                     let _ = opened.send(Err(error));
@@ -248,7 +283,7 @@ impl ModelThread {
             .spawn(run)
             .map_err(|error| broken(format!("its thread can't be started ({error})")))?;
         let device = device.recv().unwrap_or_else(|_| Err(broken("its thread ended at once".into())))?;
-        let shared = Arc::new(Shared::new(model, layout, device));
+        let shared = Arc::new(Shared::new(model, layout, device, watchdog));
         start.send(shared.clone()).map_err(|_| broken("its thread ended at once".into()))?;
         Ok((ModelThread { queue, shared: shared.clone(), watched: None }, Handover { changes, shared }))
     }
@@ -291,9 +326,9 @@ impl ModelThread {
         &self.shared.layout
     }
 
-    /// `cpu` or `cuda:N`.
+    /// `cpu` or `cuda:N`: what scores now.
     pub fn device(&self) -> &str {
-        &self.shared.device
+        if self.shared.watchdog.is_on_cpu() { "cpu" } else { &self.shared.device }
     }
 }
 
@@ -308,7 +343,7 @@ impl Pending {
 impl std::fmt::Debug for ModelThread {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let mut out = out.debug_struct("ModelThread");
-        out.field("model", &self.model().label).field("device", &self.shared.device).finish_non_exhaustive()
+        out.field("model", &self.model().label).field("device", &self.device()).finish_non_exhaustive()
     }
 }
 
@@ -453,9 +488,10 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
+    use crate::watchdog::tests as failing;
 
     fn options(queue_capacity: usize, batch_rows_max: usize) -> ServeOptions {
-        ServeOptions { device: Device::Cpu, queue_capacity, batch_rows_max }
+        ServeOptions { device: Device::Cpu, queue_capacity, batch_rows_max, ..ServeOptions::default() }
     }
 
     /// A thread that runs `score` on rows of two columns.
@@ -472,7 +508,9 @@ mod tests {
     {
         let served = named("fake@1", score);
         let layout = Artifact::random(2, &[], 1).layout().clone();
-        ModelThread::spawn(options, layout, served.model.clone(), move || Ok((served, "fake".into()))).unwrap()
+        let opened = Opened { device: "fake".into(), rows_at_once: 1 };
+        let (watchdog, model) = (options.watchdog(), served.model.clone());
+        ModelThread::spawn(options, watchdog, layout, model, move || Ok((served, opened))).unwrap()
     }
 
     fn named<F>(label: &str, score: F) -> Served
@@ -625,9 +663,47 @@ mod tests {
         let error = ModelThread::start(artifact.clone(), &serve).unwrap_err().to_string();
         assert!(error.starts_with("device cuda:62: "), "{error}");
         let (layout, model) = (artifact.layout().clone(), ModelInfo::new(&artifact, None));
-        let opened = ModelThread::spawn(&serve, layout, model, || panic!("no such bus"));
+        let opened = ModelThread::spawn(&serve, serve.watchdog(), layout, model, || panic!("no such bus"));
         let error = opened.map(|(thread, _)| thread).unwrap_err().to_string();
         assert_eq!(error, "device cuda:62: no such bus");
+    }
+
+    #[test]
+    fn what_a_lost_device_was_given_is_scored_on_the_cpu_in_order() {
+        let artifact = failing::artifact();
+        let width = artifact.layout().width();
+        let rows: Vec<f32> = (0..40 * 3 * width).map(|x| (x as f32 * 0.37).sin() * 50.0).collect();
+        let mut expected = Vec::new();
+        Scorer::open(&artifact, Device::Cpu).unwrap().score(&rows, &mut expected).unwrap();
+        for then in [failing::hang, failing::err, failing::panics] {
+            for fallback_to_cpu in [true, false] {
+                let (device, stuck_after) = (Device::Cuda(7), Duration::from_secs(1));
+                let options = ServeOptions { device, stuck_after, fallback_to_cpu, ..options(4, 6) };
+                let (watchdog, model) = (options.watchdog(), ModelInfo::new(&artifact, None));
+                let engine = failing::open(&watchdog, 5, then);
+                let scorer = Scorer::on(&artifact, Box::new(engine), "cuda:7".into());
+                let (served, opened) = Served::new(model.clone(), scorer);
+                let layout = artifact.layout().clone();
+                let (thread, _) =
+                    ModelThread::spawn(&options, watchdog, layout, model, move || Ok((served, opened))).unwrap();
+                assert_eq!(thread.device(), "cuda:7");
+                let submitter = thread.clone();
+                let submissions: Vec<Vec<f32>> = rows.chunks(3 * width).map(<[f32]>::to_vec).collect();
+                let pending = thread::spawn(move || {
+                    submissions.into_iter().map(|rows| submitter.submit(rows)).collect::<Vec<Result<Pending, _>>>()
+                });
+                let answers: Result<Vec<Answer>, ModelError> =
+                    pending.join().unwrap().into_iter().map(|pending| pending.and_then(Pending::wait)).collect();
+                if fallback_to_cpu {
+                    let found: Vec<f32> = answers.unwrap().into_iter().flat_map(|answer| answer.scores).collect();
+                    assert_eq!(found, expected);
+                    assert_eq!(thread.device(), "cpu");
+                } else {
+                    let error = answers.unwrap_err().to_string();
+                    assert!(error.starts_with("the model thread has ended: device cuda:7: "), "{error}");
+                }
+            }
+        }
     }
 
     #[test]

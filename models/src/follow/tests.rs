@@ -3,7 +3,7 @@ use std::{path::Path, time::Instant};
 use schemas::EventTime;
 
 use super::*;
-use crate::{Answer, CHAMPION, LayoutCheck, Scorer};
+use crate::{Answer, CHAMPION, Device, LayoutCheck, Scorer};
 
 const LONG: Duration = Duration::from_secs(3600);
 const WAIT: Duration = Duration::from_secs(30);

@@ -6,6 +6,7 @@ mod check;
 mod environment;
 mod feeder;
 mod fleet;
+mod gpu;
 mod latency;
 mod lookup;
 mod mutate;
@@ -44,6 +45,8 @@ enum Command {
     Swap(swap::SwapArgs),
     /// Feature servers side by side: latency at a rate, or the highest rate, and processor time
     Lookup(lookup::LookupArgs),
+    /// A device beside the CPU and PyTorch: the same scores, rows per second, and where the time goes
+    Gpu(gpu::GpuArgs),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -54,6 +57,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::BadInput(args) => bad_input::run(args)?,
         Command::Swap(args) => swap::run(args)?,
         Command::Lookup(args) => lookup::run(args)?,
+        Command::Gpu(args) => gpu::run(args)?,
     };
     Ok(if passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

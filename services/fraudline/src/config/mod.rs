@@ -157,6 +157,18 @@ pub(crate) struct ModelConfig {
     pub(crate) alert_budget: Option<f64>,
     /// `auto`, `cpu` or `cuda:N`.
     pub(crate) device: String,
+    /// A CUDA device that takes longer than this for a batch is lost.
+    #[serde(deserialize_with = "span")]
+    pub(crate) stuck_after: Duration,
+    /// What scores in the place of a device that is lost; without it the service ends.
+    pub(crate) fallback: Option<Fallback>,
+}
+
+/// What takes the place of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Fallback {
+    Cpu,
 }
 
 impl Default for ModelConfig {
@@ -170,6 +182,8 @@ impl Default for ModelConfig {
             poll_interval: Duration::from_secs(1),
             alert_budget: None,
             device: "auto".to_owned(),
+            stuck_after: ServeOptions::default().stuck_after,
+            fallback: None,
         }
     }
 }
@@ -178,7 +192,8 @@ impl ModelConfig {
     /// The model, loaded and warm.
     pub(crate) fn serve(&self) -> anyhow::Result<ModelThread> {
         let device: Device = self.device.parse().context("model.device in the configuration")?;
-        let options = ServeOptions { device, ..ServeOptions::default() };
+        let (stuck_after, fallback_to_cpu) = (self.stuck_after, self.fallback == Some(Fallback::Cpu));
+        let options = ServeOptions { device, stuck_after, fallback_to_cpu, ..ServeOptions::default() };
         let artifact = match (&self.path, &self.registry) {
             (Some(_), Some(_)) => anyhow::bail!("the model has a `path` and a `registry`: leave one of them out"),
             (None, Some(_)) if self.alert_budget.is_some() => {

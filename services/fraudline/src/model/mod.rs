@@ -54,6 +54,7 @@ impl ModelArgs {
             poll_interval: self.poll_interval,
             alert_budget: self.alert_budget,
             device: self.device.to_string(),
+            ..ModelConfig::default()
         }
     }
 }
