@@ -344,7 +344,9 @@ mod tests {
             for (value, edges) in row.iter().zip(tabular.encoding.edges().chunks_exact(4)) {
                 let pieces = || edges.windows(2).map(|piece| (f64::from(piece[0]), f64::from(piece[1])));
                 let value = f64::from(*value);
-                let ramp = |(from, to)| if to > from { ((value - from) / (to - from)).clamp(0.0, 1.0) } else { 0.0 };
+                let ramp = |(from, to): (f64, f64)| {
+                    if to > from { ((value - from) / (to - from)).clamp(0.0, 1.0) } else { 0.0 }
+                };
                 components.extend(pieces().map(ramp));
                 components.extend(pieces().map(|(from, to)| if to > from && value >= from { 1.0 } else { 0.0 }));
             }
