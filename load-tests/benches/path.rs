@@ -156,7 +156,8 @@ fn hops_alone(
     records.sort_by_key(|record| (record.timestamp_us, record.partition, record.offset));
     let store = log.store() as Arc<dyn OnlineStore>;
     let views = scorer::worker::views(&**log, &store, features, scorer::worker::VIEW_CACHE_BYTES)?;
-    let options = emit::EmitOptions { layout: features.layout().clone(), log_features: 0.0 };
+    let options = emit::EmitOptions { features: Arc::clone(features), log_features: 0.0 };
+    let explain = scorer::worker::explain(features, WorkerOptions::default().reasons);
     let mut outbox = Outbox::default();
     let mut spent = [Duration::ZERO; HOPS.len()];
     for batch in records.chunks(BATCH) {
@@ -176,7 +177,7 @@ fn hops_alone(
         timed.lap(1);
         let assembled = assemble::assemble(features, joined);
         timed.lap(2);
-        let scored = score::submit(model, assembled)?.wait()?;
+        let scored = score::submit(model, explain.as_ref(), assembled)?.wait()?;
         timed.lap(3);
         emit::write(&options, &mut outbox, &scored, 0);
         timed.lap(4);

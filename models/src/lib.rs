@@ -19,6 +19,7 @@ mod drift;
 mod encode;
 mod error;
 mod evaluate;
+mod explain;
 mod follow;
 pub mod metric_names;
 mod network;
@@ -43,6 +44,7 @@ pub use evaluate::{
     CalibrationBin, Evaluation, OperatingPoint, ScoredCard, StreamingEvaluation, calibration_bins, calibration_error,
     card_precision, evaluate, operating_points,
 };
+pub use explain::{Contribution, Explain};
 pub use follow::Follow;
 pub use promotion::Promotion;
 pub use registry::{Alias, Aliases, CHAMPION, LayoutCheck, Move, MoveKind, Registry};

@@ -6,6 +6,8 @@ pub const QUEUE_WAIT_SECONDS: &str = "fraudline_model_queue_wait_seconds";
 pub const COMPUTE_SECONDS: &str = "fraudline_model_compute_seconds";
 /// The same for the challenger, where there is one.
 pub const CHALLENGER_COMPUTE_SECONDS: &str = "fraudline_challenger_compute_seconds";
+/// Seconds that the reasons of one submission's alerts took, where it had any.
+pub const EXPLAIN_SECONDS: &str = "fraudline_model_explain_seconds";
 /// Challengers that failed while they scored, and were dropped.
 pub const CHALLENGER_FAILURES: &str = "fraudline_challenger_failures_total";
 /// Models that took another's place; label `role`: `champion` or `challenger`.
@@ -28,6 +30,7 @@ pub(crate) fn describe() {
     use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
     describe_histogram!(QUEUE_WAIT_SECONDS, Unit::Seconds, "Wait of a submission for the model thread");
     describe_histogram!(COMPUTE_SECONDS, Unit::Seconds, "Time of one batch on the device");
+    describe_histogram!(EXPLAIN_SECONDS, Unit::Seconds, "Time of the reasons of a submission's alerts");
     describe_histogram!(CHALLENGER_COMPUTE_SECONDS, Unit::Seconds, "Time of the challenger for one batch");
     describe_counter!(CHALLENGER_FAILURES, Unit::Count, "Challengers that failed and were dropped");
     describe_counter!(SWAPS, Unit::Count, "Models that took another's place");

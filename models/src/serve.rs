@@ -12,8 +12,8 @@ use metrics::{Counter, Histogram, counter, histogram};
 use schemas::FeatureLayout;
 
 use crate::{
-    Artifact, Device, ModelError, Promotion, Scorer, error::panic_message, follow::Watched, metric_names,
-    normalize::check_rows, watchdog::Watchdog,
+    Artifact, Contribution, Device, Explain, ModelError, Promotion, Scorer, error::panic_message, explain::Explainer,
+    follow::Watched, metric_names, normalize::check_rows, watchdog::Watchdog,
 };
 
 /// How to serve a model.
@@ -73,6 +73,9 @@ pub struct Answer {
     pub model: Arc<ModelInfo>,
     /// Calibrated probabilities, one per row, in [0, 1].
     pub scores: Vec<f32>,
+    /// Of each row that reached the model's threshold, in order, what raised its score most, the largest part first; nothing
+    /// where none was asked for.
+    pub reasons: Vec<Vec<Contribution>>,
     /// What the challenger says of the same rows, where there is one.
     pub challenger: Option<Shadow>,
 }
@@ -129,6 +132,7 @@ impl Shared {
 
 struct Submission {
     rows: Vec<f32>,
+    explain: Option<Arc<Explain>>,
     answer: Sender<Answer>,
     submitted: Instant,
 }
@@ -139,13 +143,32 @@ pub struct Pending {
     shared: Arc<Shared>,
 }
 
-/// Appends one score per row.
-type Score = Box<dyn FnMut(&[f32], &mut Vec<f32>) -> Result<(), ModelError> + Send>;
+/// A network on a device; both append one number per row.
+pub(crate) trait Scores: Send {
+    /// Calibrated probabilities.
+    fn score(&mut self, rows: &[f32], scores: &mut Vec<f32>) -> Result<(), ModelError>;
+    /// The network's log-odds, before calibration.
+    fn log_odds(&mut self, rows: &[f32], log_odds: &mut Vec<f32>) -> Result<(), ModelError>;
+}
+
+impl Scores for Scorer {
+    fn score(&mut self, rows: &[f32], scores: &mut Vec<f32>) -> Result<(), ModelError> {
+        Scorer::score(self, rows, scores)
+    }
+
+    fn log_odds(&mut self, rows: &[f32], log_odds: &mut Vec<f32>) -> Result<(), ModelError> {
+        self.logits(rows, log_odds)
+    }
+}
 
 /// A model, open and warm.
 pub(crate) struct Served {
     model: Arc<ModelInfo>,
-    score: Score,
+    scorer: Box<dyn Scores>,
+    /// What each column usually is; `NaN` is missing.
+    usual: Vec<f32>,
+    /// For what was asked for last, which hardly ever changes.
+    explainer: Option<(Arc<Explain>, Explainer)>,
 }
 
 /// A device, open.
@@ -162,23 +185,46 @@ impl Served {
         model: Arc<ModelInfo>,
         watchdog: &Watchdog,
     ) -> Result<(Served, Opened), ModelError> {
-        Ok(Served::new(model, Scorer::open_watched(artifact, watchdog)?))
+        Ok(Served::new(model, Scorer::open_watched(artifact, watchdog)?, artifact.usual()))
     }
 
-    fn new(model: Arc<ModelInfo>, mut scorer: Scorer) -> (Served, Opened) {
+    fn new(model: Arc<ModelInfo>, scorer: Scorer, usual: Vec<f32>) -> (Served, Opened) {
         let opened = Opened { device: scorer.device().to_string(), rows_at_once: scorer.rows_at_once() };
-        let score = Box::new(move |rows: &[f32], scores: &mut Vec<f32>| scorer.score(rows, scores));
-        (Served { model, score }, opened)
+        (Served { model, scorer: Box::new(scorer), usual, explainer: None }, opened)
     }
 
     /// One score for each row, in a vector of their own.
     fn score(&mut self, rows: &[f32], width: usize) -> Result<Vec<f32>, String> {
         let mut scores = Vec::with_capacity(rows.len() / width);
-        (self.score)(rows, &mut scores).map_err(|error| error.to_string())?;
+        self.scorer.score(rows, &mut scores).map_err(|error| error.to_string())?;
         match scores.len() * width == rows.len() {
             true => Ok(scores),
             false => Err(format!("{} scores came back for {} values", scores.len(), rows.len())),
         }
+    }
+}
+
+impl Served {
+    /// What raised the scores of those of `rows` that reached the threshold.
+    fn reasons(
+        &mut self,
+        explain: &Arc<Explain>,
+        rows: &[f32],
+        scores: &[f32],
+    ) -> Result<Vec<Vec<Contribution>>, String> {
+        let rows = rows.chunks_exact(self.usual.len().max(1)).zip(scores);
+        let alerts: Vec<&[f32]> =
+            rows.filter(|(_, score)| **score >= self.model.threshold).map(|(row, _)| row).collect();
+        if alerts.is_empty() {
+            return Ok(Vec::new());
+        }
+        if self.explainer.as_ref().is_none_or(|(known, _)| known != explain) {
+            self.explainer = Some((explain.clone(), Explainer::new(&explain.groups, self.usual.clone())));
+        }
+        let Some((_, explainer)) = &mut self.explainer else { return Ok(Vec::new()) };
+        let scorer = &mut self.scorer;
+        let explained = explainer.explain(&alerts, explain.most, |rows, log_odds| scorer.log_odds(rows, log_odds));
+        explained.map_err(|error| error.to_string())
     }
 }
 
@@ -293,12 +339,22 @@ impl ModelThread {
     /// Blocks while the queue is full: that is the backpressure. Fails on rows that the layout
     /// doesn't allow, and when the thread has ended.
     pub fn submit(&self, rows: Vec<f32>) -> Result<Pending, ModelError> {
+        self.queue_up(rows, None)
+    }
+
+    /// As [`ModelThread::submit`], and has the scores explained that reach the model's threshold, by the same network right behind
+    /// them.
+    pub fn submit_explained(&self, rows: Vec<f32>, explain: &Arc<Explain>) -> Result<Pending, ModelError> {
+        self.queue_up(rows, Some(explain.clone()))
+    }
+
+    fn queue_up(&self, rows: Vec<f32>, explain: Option<Arc<Explain>>) -> Result<Pending, ModelError> {
         check_rows(&self.shared.layout, &rows)?;
         if self.shared.failure.get().is_some() {
             return Err(self.shared.ended());
         }
         let (answer, pending) = bounded(1);
-        let submission = Submission { rows, answer, submitted: Instant::now() };
+        let submission = Submission { rows, explain, answer, submitted: Instant::now() };
         self.queue.send(submission).map_err(|_| self.shared.ended())?;
         Ok(Pending { answer: pending, shared: self.shared.clone() })
     }
@@ -356,6 +412,7 @@ impl std::fmt::Debug for Pending {
 struct Metrics {
     queue_wait: Histogram,
     compute: Histogram,
+    explain: Histogram,
     challenger_compute: Histogram,
     batch_rows: Histogram,
     challenger_failures: Counter,
@@ -367,6 +424,7 @@ impl Metrics {
         Metrics {
             queue_wait: histogram!(metric_names::QUEUE_WAIT_SECONDS),
             compute: histogram!(metric_names::COMPUTE_SECONDS),
+            explain: histogram!(metric_names::EXPLAIN_SECONDS),
             challenger_compute: histogram!(metric_names::CHALLENGER_COMPUTE_SECONDS),
             batch_rows: histogram!(metric_names::BATCH_ROWS),
             challenger_failures: counter!(metric_names::CHALLENGER_FAILURES),
@@ -420,14 +478,23 @@ impl Loop {
             self.metrics.batch_rows.record(scores.len() as f64);
             let mut shadow = self.shadow();
             let mut rest = scores.as_slice();
-            for Submission { rows, answer, .. } in self.batch.drain(..) {
+            for Submission { rows, explain, answer, .. } in self.batch.drain(..) {
                 let (own, after) = rest.split_at(rows.len() / self.width);
+                let begun = Instant::now();
+                let reasons = match &explain {
+                    Some(explain) => self.champion.reasons(explain, &rows, own)?,
+                    None => Vec::new(),
+                };
+                if !reasons.is_empty() {
+                    self.metrics.explain.record(begun.elapsed().as_secs_f64());
+                }
                 let challenger = shadow.as_mut().map(|(model, scores)| {
                     let after = scores.split_off(own.len());
                     Shadow { model: model.clone(), scores: std::mem::replace(scores, after) }
                 });
                 // Who no longer waits needs no answer.
-                let _ = answer.send(Answer { model: self.champion.model.clone(), scores: own.to_vec(), challenger });
+                let model = self.champion.model.clone();
+                let _ = answer.send(Answer { model, scores: own.to_vec(), reasons, challenger });
                 rest = after;
             }
         }
@@ -494,6 +561,19 @@ mod tests {
         ServeOptions { device: Device::Cpu, queue_capacity, batch_rows_max, ..ServeOptions::default() }
     }
 
+    /// Scores by a function, whose log-odds are the scores themselves.
+    struct Faked<F>(F);
+
+    impl<F: FnMut(&[f32], &mut Vec<f32>) -> Result<(), ModelError> + Send> Scores for Faked<F> {
+        fn score(&mut self, rows: &[f32], scores: &mut Vec<f32>) -> Result<(), ModelError> {
+            (self.0)(rows, scores)
+        }
+
+        fn log_odds(&mut self, rows: &[f32], log_odds: &mut Vec<f32>) -> Result<(), ModelError> {
+            (self.0)(rows, log_odds)
+        }
+    }
+
     /// A thread that runs `score` on rows of two columns.
     fn fake<F>(options: &ServeOptions, score: F) -> ModelThread
     where
@@ -518,7 +598,7 @@ mod tests {
         F: FnMut(&[f32], &mut Vec<f32>) -> Result<(), ModelError> + Send + 'static,
     {
         let model = Arc::new(ModelInfo { label: label.into(), threshold: 0.5, promotion: None });
-        Served { model, score: Box::new(score) }
+        Served { model, scorer: Box::new(Faked(score)), usual: vec![0.0; 2], explainer: None }
     }
 
     /// Scores every row the same.
@@ -682,7 +762,7 @@ mod tests {
                 let (watchdog, model) = (options.watchdog(), ModelInfo::new(&artifact, None));
                 let engine = failing::open(&watchdog, 5, then);
                 let scorer = Scorer::on(&artifact, Box::new(engine), "cuda:7".into());
-                let (served, opened) = Served::new(model.clone(), scorer);
+                let (served, opened) = Served::new(model.clone(), scorer, artifact.usual());
                 let layout = artifact.layout().clone();
                 let (thread, _) =
                     ModelThread::spawn(&options, watchdog, layout, model, move || Ok((served, opened))).unwrap();

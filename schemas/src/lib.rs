@@ -22,7 +22,7 @@ pub use label::Label;
 pub use layout::{FeatureLayout, FeatureSpec, LayoutMismatch, Sequence, SequencePlace};
 pub use partition::partition_for_key;
 pub use profile_update::{ProfileUpdate, ProfileValue};
-pub use score::{Alert, Score};
+pub use score::{Alert, Reason, Score};
 pub use time::EventTime;
 pub use transaction::{DecodeError, Transaction};
 pub use varint::{CodecError, Reader, write_bytes, write_float, write_signed, write_unsigned};

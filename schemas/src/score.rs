@@ -38,6 +38,27 @@ pub struct Alert {
     pub threshold: f32,
     pub model: Id,
     pub source: SourcePosition,
+    /// What raised the score most, the largest part first; none where the scorer was told to give none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<Reason>,
     /// What the model saw, by feature name. `null` is a missing value.
     pub features: BTreeMap<String, Option<f32>>,
+}
+
+/// A group of features that raised an alert's score.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reason {
+    /// Name of the group, as the definitions have it; features that say the same thing in different ways are in one.
+    pub group: String,
+    /// The feature that tells most of it.
+    pub feature: String,
+    /// Its value. `null` is a missing one.
+    pub value: Option<f32>,
+    /// What it usually is, by the rows that the model was trained on. `null` where it is usually missing.
+    pub reference: Option<f32>,
+    /// What the group adds to the score, in log-odds of the model before calibration; all groups' parts, those not named here among
+    /// them, add up to the log-odds of this score less those of a transaction that is usual in everything.
+    pub contribution: f32,
+    /// The same for people.
+    pub text: String,
 }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 
 use feature_store::{Backfill, FeatureSet};
-use schemas::{Alert, DeadLetterReason, Id, Score, SourcePosition, headers, partition_for_key, topics};
+use models::Contribution;
+use schemas::{Alert, DeadLetterReason, Id, Reason, Score, SourcePosition, headers, partition_for_key, topics};
+use scorer::WorkerOptions;
 use scorer::log::{Log, Record, TopicPartition};
 
 use crate::events::{Chunk, Fate};
@@ -25,14 +27,15 @@ pub fn check(log: &dyn Log, features: &FeatureSet, models: &Models, fed: &[Chunk
         let repeated = dead_letters.insert(source, record);
         assert!(repeated.is_none(), "I1: a dead letter twice: {repeated:?}");
     }
-    let mut alerts = 0;
+    let mut alerts: HashMap<SourcePosition, Alert> = HashMap::new();
     for record in read_all(log, topics::ALERTS) {
         let alert: Alert = serde_json::from_slice(&record.value).unwrap();
         let score = &scores[&alert.source];
         assert!(score.alert && score.score == alert.score, "an alert without its score: {alert:?}");
-        alerts += 1;
+        let repeated = alerts.insert(alert.source.clone(), alert);
+        assert!(repeated.is_none(), "I1: an alert twice: {repeated:?}");
     }
-    assert_eq!(alerts, scores.values().filter(|score| score.alert).count(), "every alert once");
+    assert_eq!(alerts.len(), scores.values().filter(|score| score.alert).count(), "every alert once");
 
     let mut backfill = Backfill::new(features);
     let mut next = vec![0u64; partitions as usize];
@@ -68,9 +71,19 @@ pub fn check(log: &dyn Log, features: &FeatureSet, models: &Models, fed: &[Chunk
     assert!(scores.is_empty(), "I1: scores of no record: {scores:?}");
     assert!(dead_letters.is_empty(), "I1: dead letters of no record: {dead_letters:?}");
     assert!(shadows.is_empty(), "the challenger scored what the champion did not: {shadows:?}");
+    let explain = scorer::worker::explain(features, WorkerOptions::default().reasons).expect("alerts have reasons");
     for (model, (rows, scores)) in said {
-        for (score, again) in scores.iter().zip(models.scores(&model, rows)) {
+        let again = models.answer(&model, rows, &explain);
+        let mut reasons = again.reasons.iter();
+        for (score, again) in scores.iter().zip(again.scores) {
             assert_eq!(score.score.to_bits(), again.to_bits(), "the same vector scores the same: {score:?}");
+            if score.alert {
+                let reasons = reasons.next().expect("one list for each that is an alert");
+                // What the challenger says makes no alert.
+                if let Some(alert) = alerts.get(&score.source).filter(|alert| alert.model == score.model) {
+                    check_reasons(features, alert, reasons);
+                }
+            }
         }
     }
     (records, models_seen)
@@ -111,6 +124,16 @@ fn check_row(features: &FeatureSet, score: &Score, row: &[f32]) {
         };
         assert!(equal, "I2, I5: {} of {:?} is {logged:?}, offline {expected}", spec.name, score.source);
     }
+}
+
+fn check_reasons(features: &FeatureSet, alert: &Alert, again: &[Contribution]) {
+    let of = |reason: &Reason| (reason.group.clone(), reason.feature.clone(), reason.contribution.to_bits());
+    let found: Vec<_> = alert.reasons.iter().map(of).collect();
+    let of = |again: &Contribution| {
+        let (group, feature) = (&features.reason_groups()[again.group].name, &features.names()[again.column]);
+        (group.clone(), feature.clone(), again.contribution.to_bits())
+    };
+    assert_eq!(found, again.iter().map(of).collect::<Vec<_>>(), "the same vector has the same reasons: {alert:?}");
 }
 
 fn check_dead_letter(found: Option<Record>, value: &[u8], reason: DeadLetterReason, source: &SourcePosition) {

@@ -1,11 +1,12 @@
 //! The models that a run is scored by: small ones, that say other things of the same vector.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use feature_store::FeatureSet;
 use models::{
-    Artifact, CHAMPION, Dataset, Device, Follow, LayoutCheck, ModelThread, NetworkConfig, Registry, ServeOptions,
-    TrainOptions,
+    Answer, Artifact, CHAMPION, Dataset, Device, Explain, Follow, LayoutCheck, ModelThread, NetworkConfig, Registry,
+    ServeOptions, TrainOptions,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -59,10 +60,10 @@ impl Models {
         registry
     }
 
-    /// What a version says of these rows.
-    pub fn scores(&self, label: &str, rows: Vec<f32>) -> Vec<f32> {
+    /// What a version says of these rows, and why.
+    pub fn answer(&self, label: &str, rows: Vec<f32>, explain: &Arc<Explain>) -> Answer {
         let network = &self.networks[version_of(label) % NETWORKS];
-        network.submit(rows).unwrap().wait().unwrap().scores
+        network.submit_explained(rows, explain).unwrap().wait().unwrap()
     }
 }
 

@@ -196,6 +196,11 @@ impl Artifact {
         &self.metrics
     }
 
+    /// A row that is usual in everything, by the training rows; `NaN` where a column is usually missing.
+    pub fn usual(&self) -> Vec<f32> {
+        self.reference.columns.iter().map(|column| column.usual.unwrap_or(f32::NAN)).collect()
+    }
+
     /// What columns and score looked like in training.
     pub fn reference(&self) -> &Reference {
         &self.reference

@@ -1,10 +1,12 @@
 //! Emit: scores, alerts and dead letters, with the consumed offsets, in one commit.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use feature_store::Checkpoint;
-use schemas::{Alert, FeatureLayout, Id, Score, SourcePosition, headers, topics};
+use feature_store::{Checkpoint, FeatureSet};
+use models::Contribution;
+use schemas::{Alert, Id, Reason, Score, SourcePosition, headers, topics};
 
 use crate::Result;
 use crate::ingest::{DeadLetter, Event};
@@ -15,7 +17,7 @@ use crate::worker::checkpointed_offsets;
 /// What scores are written with, whichever model they are of.
 #[derive(Clone, Debug)]
 pub struct EmitOptions {
-    pub layout: FeatureLayout,
+    pub features: Arc<FeatureSet>,
     /// Which share of the scores carries the vector they were made from, 0 to 1: chosen by a hash of the transaction's id, so
     /// the same after a replay.
     pub log_features: f64,
@@ -36,16 +38,18 @@ pub struct Emitted {
 /// Writes a batch's scores, alerts and dead letters to `outbox`; returns how many alerts.
 pub fn write(options: &EmitOptions, outbox: &mut Outbox, batch: &Scored, now_us: i64) -> u64 {
     let mut alerts = 0;
-    let mut rows = batch.rows.chunks_exact(options.layout.width().max(1));
+    let mut rows = batch.rows.chunks_exact(options.features.width().max(1));
     let mut events = batch.events.iter();
     for answer in &batch.answers {
         let model = Verdict { label: Id::from(answer.model.label.as_str()), threshold: answer.model.threshold };
+        let mut reasons = answer.reasons.iter();
         for (&score, event) in answer.scores.iter().zip(&mut events) {
             let row = rows.next().unwrap_or_default();
             let mut score = model.score(event, score);
             if score.alert {
                 alerts += 1;
-                write_alert(options, outbox, event, &score, model.threshold, row, now_us);
+                let reasons = reasons.next().map_or(&[][..], Vec::as_slice);
+                write_alert(options, outbox, event, &score, model.threshold, (row, reasons), now_us);
             }
             score.features = is_logged(options.log_features, &event.transaction.transaction_id)
                 .then(|| row.iter().map(|&value| present(value)).collect());
@@ -154,10 +158,10 @@ fn write_alert(
     event: &Event,
     score: &Score,
     threshold: f32,
-    row: &[f32],
+    (row, reasons): (&[f32], &[Contribution]),
     now_us: i64,
 ) {
-    let names = options.layout.features().iter().map(|feature| feature.name.clone());
+    let names = options.features.layout().features().iter().map(|feature| feature.name.clone());
     let features: BTreeMap<String, Option<f32>> = names.zip(row.iter().map(|&value| present(value))).collect();
     let transaction = &event.transaction;
     let alert = Alert {
@@ -170,11 +174,25 @@ fn write_alert(
         threshold,
         model: score.model.clone(),
         source: score.source.clone(),
+        reasons: reasons.iter().map(|contribution| reason(&options.features, row, contribution)).collect(),
         features,
     };
     outbox.push(topics::ALERTS, transaction.card_id.as_bytes(), now_us, |out| {
         serde_json::to_writer(out, &alert).expect("an alert holds nothing that JSON can't");
     });
+}
+
+fn reason(features: &FeatureSet, row: &[f32], contribution: &Contribution) -> Reason {
+    let &Contribution { group, column, reference, contribution } = contribution;
+    let value = row[column];
+    Reason {
+        group: features.reason_groups()[group].name.clone(),
+        feature: features.names()[column].clone(),
+        value: present(value),
+        reference: present(reference),
+        contribution,
+        text: features.reason(column, value, reference),
+    }
 }
 
 /// Writes a record that `service` could not process to the dead letters: its key, value, headers

@@ -1,6 +1,8 @@
 //! Score: vectors to the model thread, probabilities back.
 
-use models::{Answer, ModelThread, Pending};
+use std::sync::Arc;
+
+use models::{Answer, Explain, ModelThread, Pending};
 
 use crate::Result;
 use crate::assemble::Assembled;
@@ -24,9 +26,13 @@ pub struct Scored {
     pub next: Vec<(u32, u64)>,
 }
 
-/// Hands the batch's vectors to the model; blocks while its queue is full.
-pub fn submit(model: &ModelThread, batch: Assembled) -> Result<Scoring> {
-    let pending = if batch.events.is_empty() { None } else { Some(model.submit(batch.rows.clone())?) };
+/// Hands the batch's vectors to the model, and asks for the reasons of alerts by `explain`; blocks while its queue is full.
+pub fn submit(model: &ModelThread, explain: Option<&Arc<Explain>>, batch: Assembled) -> Result<Scoring> {
+    let pending = match explain {
+        _ if batch.events.is_empty() => None,
+        Some(explain) => Some(model.submit_explained(batch.rows.clone(), explain)?),
+        None => Some(model.submit(batch.rows.clone())?),
+    };
     Ok(Scoring { batch, pending })
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use feature_store::{Checkpoint, Entity, FeatureSet, OnlineStore, StoreError, ViewReader};
 use futures_executor::block_on;
-use models::ModelThread;
+use models::{Explain, ModelThread};
 use parking_lot::Mutex;
 use schemas::{Id, topics};
 
@@ -44,6 +44,8 @@ pub struct WorkerOptions {
     pub future_skew: Duration,
     /// Which share of the scores carries the vector they were made from, 0 to 1.
     pub log_features: f64,
+    /// How many reasons an alert carries at most; 0: none, and nothing is computed for them.
+    pub reasons: usize,
 }
 
 impl Default for WorkerOptions {
@@ -57,6 +59,7 @@ impl Default for WorkerOptions {
             registry_wait_max: Duration::from_secs(10),
             future_skew: Duration::from_secs(300),
             log_features: 0.0,
+            reasons: 3,
         }
     }
 }
@@ -87,6 +90,12 @@ pub fn views(
     let partitions = log.ends(topics::ENTITY_EVENTS)?.len() as u32;
     let readers = ViewReader::of_all(features, store, partitions, cache_bytes);
     Ok(readers.into_iter().map(ViewReader::refresh_ahead).collect())
+}
+
+/// What a model is asked for so that alerts have up to `most` reasons.
+pub fn explain(features: &FeatureSet, most: usize) -> Option<Arc<Explain>> {
+    let groups = features.reason_groups().iter().map(|group| group.columns.clone()).collect();
+    (most > 0).then(|| Arc::new(Explain { groups, most }))
 }
 
 /// What the workers of a process have done so far.
@@ -130,6 +139,8 @@ pub struct Worker {
     context: Context,
     options: WorkerOptions,
     emit_options: EmitOptions,
+    /// The reasons that alerts are given.
+    explain: Option<Arc<Explain>>,
     /// The name of this worker in the group.
     member: String,
     /// `None` until the group is joined (anew).
@@ -150,8 +161,8 @@ impl Worker {
     /// Refuses a model that was trained on another layout than the definitions give (I4).
     pub fn start(context: Context, options: WorkerOptions, index: usize) -> Result<Worker> {
         context.model.layout().accept(context.features.layout())?;
-        let emit_options =
-            EmitOptions { layout: context.features.layout().clone(), log_features: options.log_features };
+        let emit_options = EmitOptions { features: Arc::clone(&context.features), log_features: options.log_features };
+        let explain = explain(&context.features, options.reasons);
         let checkpointed_us = (context.clock)();
         let metrics = WorkerMetrics::bind(index, &context.features);
         Ok(Worker {
@@ -160,6 +171,7 @@ impl Worker {
             context,
             options,
             emit_options,
+            explain,
             partitions: BTreeMap::new(),
             partition_metrics: BTreeMap::new(),
             waiting: None,
@@ -334,7 +346,7 @@ impl Worker {
         let assembled = assemble::assemble(&self.context.features, joined);
         self.metrics.assemble.record(seconds(started.elapsed()));
 
-        self.in_flight.push_back(submit(&self.context.model, assembled)?);
+        self.in_flight.push_back(submit(&self.context.model, self.explain.as_ref(), assembled)?);
         Ok(Step::Progressed)
     }
 

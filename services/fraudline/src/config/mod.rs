@@ -255,6 +255,8 @@ pub(crate) struct ScorerConfig {
     /// Which share of the scores carries the vector they were made from: 0.01, or 1 for all.
     #[serde(deserialize_with = "share")]
     pub(crate) log_features: f64,
+    /// How many reasons an alert carries at most; 0 for none.
+    pub(crate) reasons: usize,
 }
 
 impl Default for ScorerConfig {
@@ -273,6 +275,7 @@ impl Default for ScorerConfig {
             registry_wait_max: options.registry_wait_max,
             future_skew: options.future_skew,
             log_features: options.log_features,
+            reasons: options.reasons,
         }
     }
 }
@@ -361,6 +364,7 @@ impl Config {
             registry_wait_max: scorer.registry_wait_max,
             future_skew: scorer.future_skew,
             log_features: scorer.log_features,
+            reasons: scorer.reasons,
         }
     }
 }

@@ -79,6 +79,9 @@ pub(crate) struct UpArgs {
     /// Write the feature vector into this share of the scores; into all if no number is given
     #[arg(long, value_name = "SHARE", num_args = 0..=1, default_value_t = 0.0, default_missing_value = "1", value_parser = parse_share)]
     log_features: f64,
+    /// Reasons that an alert carries at most
+    #[arg(long, value_name = "NUMBER", default_value_t = 3)]
+    reasons: usize,
 }
 
 fn parse_share(text: &str) -> Result<f64, String> {
@@ -251,7 +254,8 @@ fn start_parts(
             stats: Arc::clone(stats),
             views: Arc::clone(&views),
         };
-        let options = WorkerOptions { log_features: args.log_features, ..WorkerOptions::default() };
+        let options =
+            WorkerOptions { log_features: args.log_features, reasons: args.reasons, ..WorkerOptions::default() };
         let worker = Worker::start(context, options, index)?;
         let stopping = Arc::clone(stop);
         parts.push(spawn("scorer", move || Ok(worker.run(&stopping)?))?);

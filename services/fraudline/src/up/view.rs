@@ -143,6 +143,7 @@ fn draw(frame: &mut Frame<'_>, figures: &Figures<'_>) {
             alert.terminal_id.to_string(),
             format!("{:>10.2}", alert.amount.as_f64()),
             format!("{:.4}", alert.score),
+            alert.reasons.iter().map(|reason| reason.text.as_str()).collect::<Vec<_>>().join("; "),
         ])
     });
     let widths = [
@@ -151,9 +152,10 @@ fn draw(frame: &mut Frame<'_>, figures: &Figures<'_>) {
         Constraint::Length(12),
         Constraint::Length(10),
         Constraint::Length(8),
+        Constraint::Fill(1),
     ];
     let table = Table::new(rows, widths)
-        .header(Row::new(["time", "card", "terminal", "amount", "score"]).style(Style::new().bold()))
+        .header(Row::new(["time", "card", "terminal", "amount", "score", "why"]).style(Style::new().bold()))
         .block(Block::bordered().title(format!(" {} alerts ", figures.alerts)));
     frame.render_widget(table, alerts);
 }
