@@ -113,6 +113,7 @@ impl Tabular {
 }
 
 /// A network on a device. burn's derive asks for `pub`; the module is private.
+#[allow(clippy::large_enum_variant, reason = "there is one of them, or two")]
 #[derive(Module, Debug)]
 pub(crate) enum Network<B: Backend> {
     Mlp(Layers<B>),

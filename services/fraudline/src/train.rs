@@ -31,7 +31,7 @@ pub(crate) struct TrainArgs {
     /// Go on from the checkpoint of an interrupted training, if there is one; the artifact is the same as without the interruption
     #[arg(long)]
     resume: bool,
-    #[arg(long, default_value = "handbook-mlp")]
+    #[arg(long, default_value = "fraud")]
     name: String,
     #[arg(long, default_value = "1")]
     model_version: String,
