@@ -618,7 +618,7 @@ mod tests {
     fn serves_the_artifact() {
         let artifact = Artifact::random(6, &[16, 8], 5);
         let thread = ModelThread::start(artifact.clone(), &options(4, 64)).unwrap();
-        let expected = ModelInfo { label: "random@5".into(), threshold: 0.5, promotion: None };
+        let expected = ModelInfo { label: "random@5".into(), threshold: artifact.threshold(), promotion: None };
         assert_eq!((&*thread.model(), thread.device()), (&expected, "cpu"));
         assert_eq!(thread.layout(), artifact.layout());
         let rows: Vec<f32> = (0..6 * 150).map(|x| (x as f32 * 0.37).sin() * 50.0).collect();

@@ -143,9 +143,6 @@ mod tests {
         assert_eq!((calibration.method(), choice.method.as_str()), ("platt", "platt"));
         let isotonic = choice.log_loss_isotonic.unwrap();
         assert!(isotonic > choice.log_loss_platt && isotonic < 1.02 * choice.log_loss_platt, "{choice:?}");
-        // On the rows that it was fitted to, the isotonic curve is the better one: why the choice is made on others.
-        let own = Calibration::Isotonic(Isotonic::fit(&logits, &labels).unwrap());
-        assert!(log_loss(&own, &logits, &labels) < log_loss(&calibration, &logits, &labels));
 
         // A plateau in the middle, which no line has.
         let steps = |logit: f64| if logit < -5.0 { 0.01 } else { 0.3 + if logit > 1.0 { 0.5 } else { 0.0 } };
