@@ -115,7 +115,7 @@ fn the_handbooks_protocol_trains_and_tests_by_the_week() {
     let folder = tempfile::tempdir().unwrap();
     let input = folder.path().join("input.parquet");
     simulate(&input, 400, 160);
-    let protocol = ["--protocol", "handbook", "--epochs", "2", "--seeds", "2"];
+    let protocol = ["--protocol", "handbook", "--epochs", "2", "--seeds", "1"];
     let (code, text, report) = evaluate(&input, &protocol);
     let report = report.unwrap_or_else(|| panic!("{code:?}: {text}"));
     let folds = report["folds"].as_array().unwrap();
@@ -126,7 +126,7 @@ fn the_handbooks_protocol_trains_and_tests_by_the_week() {
         let mean = report["mean"][figure].as_f64().unwrap();
         assert!((mean - of_folds / 4.0).abs() < 1e-12 && mean > 0.0, "{figure}: {report}");
     }
-    assert_eq!((&report["epochs"], &report["seeds"]), (&2.into(), &2.into()));
+    assert_eq!((&report["epochs"], &report["seeds"]), (&2.into(), &1.into()));
     let best = |candidate: &serde_json::Value| candidate["mean"]["average_precision"].as_f64().unwrap();
     let candidates = report["candidates"].as_array().unwrap();
     let chosen = candidates.iter().reduce(|a, b| if best(b) > best(a) { b } else { a }).unwrap();
