@@ -1,15 +1,17 @@
 //! Where a training stands after an epoch, in a file, so that it can go on after an interruption as if there had been none.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Dataset, Epoch, ModelError, TrainOptions};
+use crate::{
+    Dataset, Epoch, ModelError, TrainOptions,
+    files::{hex, write},
+};
 
 const FORMAT_VERSION: u32 = 1;
 
@@ -107,9 +109,7 @@ impl<'a> Keeper<'a> {
         let written = bytes.map_err(io::Error::from).and_then(|bytes| {
             let parent = file.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             fs::create_dir_all(parent)?;
-            let mut out = File::create(&partial)?;
-            out.write_all(&bytes)?;
-            out.sync_all()?;
+            write(&partial, &bytes)?;
             fs::rename(&partial, file)
         });
         written.map_err(|error| {
@@ -209,10 +209,6 @@ fn epoch_of(bytes: &[u8; EPOCH_BYTES]) -> Epoch {
 
 fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -2,12 +2,7 @@
 
 use serde::Serialize;
 
-use crate::evaluate;
-
-/// Bins of the score shift: tenths of the champion's scores, as Evidently has it.
-const BINS: usize = 10;
-/// What an empty bin counts as, so that the logarithm is one.
-const EMPTY_SHARE: f64 = 1e-4;
+use crate::{Histogram, PSI_OTHER, PSI_SHIFTED, evaluate};
 
 /// A transaction that both models scored.
 #[derive(Clone, Copy, Debug)]
@@ -95,10 +90,10 @@ pub fn compare(pairs: &[Pair]) -> Option<Comparison> {
     }
     let champion: Vec<f32> = pairs.iter().map(|pair| pair.champion).collect();
     let challenger: Vec<f32> = pairs.iter().map(|pair| pair.challenger).collect();
-    let score_shift = population_stability_index(&champion, &challenger);
+    let score_shift = score_shift(&champion, &challenger);
     let shift = match score_shift {
-        ..0.1 => Shift::None,
-        ..0.25 => Shift::Moderate,
+        ..PSI_SHIFTED => Shift::None,
+        ..PSI_OTHER => Shift::Moderate,
         _ => Shift::Large,
     };
     Some(Comparison {
@@ -109,6 +104,12 @@ pub fn compare(pairs: &[Pair]) -> Option<Comparison> {
         shift,
         labelled: labelled(pairs),
     })
+}
+
+/// The population stability index of the challenger's scores, in bins of the champion's. 0 is the same.
+fn score_shift(champion: &[f32], challenger: &[f32]) -> f64 {
+    let champion = Histogram::of(champion.iter().copied());
+    champion.psi(&champion.counting(challenger.iter().copied())).unwrap_or(0.0)
 }
 
 fn labelled(pairs: &[Pair]) -> Option<Labelled> {
@@ -134,26 +135,6 @@ fn labelled(pairs: &[Pair]) -> Option<Labelled> {
         champion: quality(|pair| pair.champion, |pair| pair.champion_alerts)?,
         challenger: quality(|pair| pair.challenger, |pair| pair.challenger_alerts)?,
     })
-}
-
-/// How far the distribution of `found` is from that of `reference`, by ten bins that hold equally many of the latter: the sum
-/// of (f - r) ln(f / r) over the bins' shares. 0 is the same.
-fn population_stability_index(reference: &[f32], found: &[f32]) -> f64 {
-    let mut sorted = reference.to_vec();
-    sorted.sort_unstable_by(f32::total_cmp);
-    // Upper ends of all bins but the last; bins that would be empty by equal scores fall together.
-    let mut ends: Vec<f32> = (1..BINS).map(|bin| sorted[(sorted.len() - 1) * bin / BINS]).collect();
-    ends.dedup();
-    let shares = |scores: &[f32]| -> Vec<f64> {
-        let mut counts = vec![0u64; ends.len() + 1];
-        scores.iter().for_each(|score| counts[ends.partition_point(|end| end < score)] += 1);
-        counts.iter().map(|&count| (count as f64 / scores.len() as f64).max(EMPTY_SHARE)).collect()
-    };
-    shares(reference)
-        .iter()
-        .zip(shares(found))
-        .map(|(reference, found)| (found - reference) * (found / reference).ln())
-        .sum()
 }
 
 /// Spearman's rank correlation: Pearson's of the ranks. `None` where a side has but one value.
@@ -189,6 +170,7 @@ fn ranks(values: &[f32]) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::drift::SHARE_MIN;
 
     fn pair(champion: f32, challenger: f32, fraud: Option<bool>) -> Pair {
         Pair { champion, challenger, champion_alerts: champion >= 0.5, challenger_alerts: challenger >= 0.7, fraud }
@@ -234,8 +216,8 @@ mod tests {
         // A tenth in each of two bins that moved wholly into the other: 2 × 0.1 ln 2 from one, and an empty one.
         let (reference, found): (Vec<f32>, Vec<f32>) =
             (0..10).map(|bin| (bin as f32, if bin == 9 { 8.0 } else { bin as f32 })).unzip();
-        let expected = (0.2 - 0.1) * 2f64.ln() + (EMPTY_SHARE - 0.1) * (EMPTY_SHARE / 0.1).ln();
-        assert!((population_stability_index(&reference, &found) - expected).abs() < 1e-9);
+        let expected = (0.2 - 0.1) * 2f64.ln() + (SHARE_MIN - 0.1) * (SHARE_MIN / 0.1).ln();
+        assert!((score_shift(&reference, &found) - expected).abs() < 1e-9);
     }
 
     #[test]

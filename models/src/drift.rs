@@ -8,7 +8,7 @@ use crate::{Dataset, ModelError, normalize::check_rows};
 /// Bins of equally many training values, as far as ties allow.
 const BINS: usize = 10;
 /// Shares below this count as this, so that one value in a bin that was empty doesn't make an index infinite.
-const SHARE_MIN: f64 = 1e-4;
+pub(crate) const SHARE_MIN: f64 = 1e-4;
 
 /// A population stability index from here on says that a distribution has shifted somewhat.
 pub const PSI_SHIFTED: f64 = 0.1;
@@ -78,6 +78,13 @@ impl Histogram {
     /// The same edges, and no values yet.
     pub fn emptied(&self) -> Histogram {
         Histogram { edges: self.edges.clone(), counts: vec![0; self.counts.len()], missing: 0 }
+    }
+
+    /// Other values in the same bins.
+    pub(crate) fn counting(&self, values: impl Iterator<Item = f32>) -> Histogram {
+        let mut counted = self.emptied();
+        values.for_each(|value| counted.push(value));
+        counted
     }
 
     /// Counts a value; NaN is missing.
@@ -164,8 +171,7 @@ impl Reference {
             row.iter().zip(&mut now).for_each(|(value, histogram)| histogram.push(*value));
         }
         let columns = self.columns.iter().zip(&now).map(|(column, now)| column.histogram.drift(&column.name, now));
-        let mut score = self.score.emptied();
-        scores.iter().for_each(|value| score.push(*value));
+        let score = self.score.counting(scores.iter().copied());
         Ok((columns.collect(), self.score.drift("score", &score)))
     }
 

@@ -5,8 +5,6 @@
 //! in tabular deep learning", 2022), and a step, 1 where `v ≥ b_t` and else 0. So whatever a layer makes of them is linear between two edges
 //! and may jump at each: as sharp as a tree's split where frauds begin, as smooth as a network elsewhere.
 
-use std::{cmp::Ordering, collections::BinaryHeap};
-
 /// Rows on either side of an edge, at least: less is no evidence.
 const LEAF_ROWS: usize = 10;
 /// The lower edge of a piece that isn't used: no value reaches it.
@@ -90,26 +88,6 @@ struct Leaf {
     split: usize,
 }
 
-impl PartialEq for Leaf {
-    fn eq(&self, other: &Leaf) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Leaf {}
-
-impl PartialOrd for Leaf {
-    fn partial_cmp(&self, other: &Leaf) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Leaf {
-    fn cmp(&self, other: &Leaf) -> Ordering {
-        self.gain.total_cmp(&other.gain).then(other.split.cmp(&self.split))
-    }
-}
-
 /// Where at most `leaves` leaves of rows in order of their value meet: the split that gains most first.
 fn splits(rows: &[(f32, bool)], leaves: usize) -> Vec<f32> {
     let mut frauds = Vec::with_capacity(rows.len() + 1);
@@ -118,11 +96,15 @@ fn splits(rows: &[(f32, bool)], leaves: usize) -> Vec<f32> {
         *count += u32::from(*fraud);
         Some(*count)
     }));
-    let mut open: BinaryHeap<Leaf> = best_split(rows, &frauds, 0..rows.len()).into_iter().collect();
+    let mut open: Vec<Leaf> = best_split(rows, &frauds, 0..rows.len()).into_iter().collect();
     let mut edges = Vec::new();
     while edges.len() + 1 < leaves
-        && let Some(Leaf { rows: leaf, split, .. }) = open.pop()
+        && let Some(best) = (0..open.len()).max_by(|&a, &b| {
+            // Of equal gains the lowest, so that the edges are the same at every training.
+            open[a].gain.total_cmp(&open[b].gain).then(open[b].split.cmp(&open[a].split))
+        })
     {
+        let Leaf { rows: leaf, split, .. } = open.swap_remove(best);
         let (below, above) = (rows[split - 1].0, rows[split].0);
         // Halfway, unless rounding takes it down to the value below.
         let halfway = below + (above - below) / 2.0;
@@ -148,7 +130,7 @@ fn best_split(rows: &[(f32, bool)], frauds: &[u32], leaf: std::ops::Range<usize>
     let candidates = leaf.start + LEAF_ROWS..(leaf.end + 1).saturating_sub(LEAF_ROWS);
     let apart = candidates.filter(|&row| rows[row - 1].0 < rows[row].0);
     let gains = apart.map(|split| (whole - loss(leaf.start, split) - loss(split, leaf.end), split));
-    // Of equal gains the lowest, so that the edges are the same at every training.
+    // Here, too, of equal gains the lowest.
     let (gain, split) = gains.reduce(|best, next| if next.0 > best.0 { next } else { best })?;
     (gain > 1e-9).then_some(Leaf { gain, rows: leaf, split })
 }

@@ -20,6 +20,7 @@ mod encode;
 mod error;
 mod evaluate;
 mod explain;
+mod files;
 mod follow;
 pub mod metric_names;
 mod network;

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io,
     path::Path,
 };
 
@@ -14,7 +14,11 @@ use super::{
     config::{Config, RESTORE, Unusable, check_format},
     weights,
 };
-use crate::{ModelError, Reference, TrainingMetrics, plot};
+use crate::{
+    ModelError, Reference, TrainingMetrics,
+    files::{beside, hex, write},
+    plot,
+};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
@@ -146,31 +150,32 @@ pub(super) fn save(artifact: &Artifact, dir: &Path) -> Result<(), ModelError> {
         });
     }
     let files = encode(artifact, dir)?;
-    let name = dir.file_name().ok_or_else(|| io(dir, io::ErrorKind::InvalidInput.into()))?;
+    if dir.file_name().is_none() {
+        return Err(io(dir, io::ErrorKind::InvalidInput.into()));
+    }
     let parent = match dir.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
     fs::create_dir_all(parent).map_err(|error| io(parent, error))?;
-    let partial = parent.join(format!(".{}.{}.partial", name.display(), std::process::id()));
-    let write = || {
+    let partial = beside(dir);
+    let save = || {
         fs::create_dir(&partial).map_err(|error| io(&partial, error))?;
         for (file, bytes) in &files {
             let path = partial.join(file);
-            let written = File::create(&path).and_then(|mut out| out.write_all(bytes).and_then(|()| out.sync_all()));
-            written.map_err(|error| io(&path, error))?;
+            write(&path, bytes).map_err(|error| io(&path, error))?;
         }
         fs::rename(&partial, dir).map_err(|error| io(dir, error))?;
         File::open(parent).and_then(|parent| parent.sync_all()).map_err(|error| io(parent, error))
     };
-    let written = write();
-    if written.is_err() {
+    let saved = save();
+    if saved.is_err() {
         // What failed is reported; that a rest can't be removed either would add nothing.
         let _ = fs::remove_dir_all(&partial);
     }
-    written
+    saved
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(bytes))
 }

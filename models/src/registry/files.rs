@@ -9,7 +9,10 @@ use std::{
 };
 
 use super::refused;
-use crate::ModelError;
+use crate::{
+    ModelError,
+    files::{beside, write},
+};
 
 /// How long somebody else's change is waited for; it takes milliseconds.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
@@ -127,18 +130,6 @@ fn copy_all(from: &Path, to: &Path) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
-}
-
-/// A name beside a file or folder that is written, hidden and of this process.
-fn beside(path: &Path) -> PathBuf {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    path.with_file_name(format!(".{name}.{}.partial", std::process::id()))
 }
 
 /// Makes a rename survive a power failure, where the file system can: an object store has no folders to sync.

@@ -1,7 +1,6 @@
 //! Vectors of recorded transactions, point in time, with what became of them: what models are trained on and evaluated by.
 
 use std::collections::HashMap;
-use std::num::NonZero;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use load_tests::Feed;
 use models::Dataset;
 use schemas::{EventTime, Id, Transaction};
 
+use crate::features::threads;
 use crate::progress::Progress;
 
 /// Rows in the order of the source.
@@ -28,8 +28,7 @@ impl Vectors {
     pub(crate) fn read(mut feed: Feed, features: &FeatureSet, warm_up_days: u32) -> anyhow::Result<Vectors> {
         let width = features.layout().width();
         let progress = Progress::new(feed.len().unwrap_or(0), "transactions");
-        let threads = std::thread::available_parallelism().unwrap_or(NonZero::<usize>::MIN);
-        let mut backfill = Backfill::on_threads(features, threads);
+        let mut backfill = Backfill::on_threads(features, threads(None));
         let mut all = Vectors { dataset: Dataset { width, ..Dataset::default() }, ..Vectors::default() };
         let mut numbers: HashMap<Id, u32> = HashMap::new();
         let (mut start, mut read) = (None, 0);

@@ -11,6 +11,7 @@ mod profiles;
 mod progress;
 mod records;
 mod replay;
+mod report;
 mod service;
 mod simulate;
 mod source;

@@ -37,6 +37,12 @@ impl Progress {
         }
     }
 
+    /// One more is done; any thread may say so.
+    pub(crate) fn advance(&self) {
+        self.bar.inc(1);
+        self.set(self.bar.position());
+    }
+
     /// Says how it goes, beside the bar.
     pub(crate) fn say(&self, message: &str) {
         self.bar.set_message(message.to_owned());

@@ -8,8 +8,8 @@ use anyhow::Context;
 use clap::Args;
 use feature_store::{Backfill, View};
 use models::{Artifact, Device, Registry, Scorer};
-use schemas::{EventTime, Id, Score, SourcePosition, Transaction, topics};
-use scorer::emit::write_score;
+use schemas::{EventTime, Id, Transaction, topics};
+use scorer::emit::{Verdict, write_score};
 use scorer::log::{Log, LogError, Outbox, TopicSpec};
 use scorer::system_clock;
 
@@ -59,8 +59,8 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<()> {
     History::side(&*log, &features, &mut backfill, drop)?;
 
     let keep = features.views().iter().map(View::keep).max().unwrap_or_default();
-    let mut replayed =
-        Replayed { model: Id::from(artifact.label()), threshold: artifact.threshold(), scores: 0, alerts: 0 };
+    let model = Verdict { label: Id::from(artifact.label()), threshold: artifact.threshold() };
+    let (mut scored, mut alerts) = (0u64, 0u64);
     let (mut first, mut scores, mut outbox) = (None, Vec::new(), Outbox::default());
     let progress = Progress::new(history.progress().0, "records");
     loop {
@@ -79,22 +79,24 @@ pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<()> {
         scorer.score(&rows.concat(), &mut scores)?;
         let now_us = system_clock()();
         for (logged, &score) in logged.iter().zip(&scores) {
-            replayed.write(&mut outbox, &args.to, logged, score, now_us);
+            let score = model.score(&logged.transaction, (logged.partition, logged.offset), score);
+            scored += 1;
+            alerts += u64::from(score.alert);
+            write_score(&mut outbox, &args.to, &score, now_us);
         }
         log.append(&outbox).with_context(|| format!("writing to `{}`; begin again with another topic", args.to))?;
         outbox.clear();
         progress.set(history.progress().1);
     }
     progress.finish();
-    let Replayed { model, scores, alerts, .. } = replayed;
-    println!("{scores} transactions scored by {model} into `{}`, {alerts} would have been alerts", args.to);
+    println!("{scored} transactions scored by {} into `{}`, {alerts} would have been alerts", model.label, args.to);
     if history.is_trimmed() && first.is_none_or(|first| args.from < first + keep) {
         let whole_from = first.unwrap_or(EventTime::MIN) + keep;
         println!(
             "the log no longer has all windows of transactions before {whole_from}: those scores are of windows that lack some"
         );
     }
-    anyhow::ensure!(scores > 0, "the log has no transactions from {} on{}", args.from, args.until_text());
+    anyhow::ensure!(scored > 0, "the log has no transactions from {} on{}", args.from, args.until_text());
     Ok(())
 }
 
@@ -143,36 +145,4 @@ fn next_chunk(history: &mut History<'_>) -> anyhow::Result<Vec<LoggedTransaction
         chunk.push(next);
     }
     Ok(chunk)
-}
-
-/// What was scored so far.
-struct Replayed {
-    model: Id,
-    threshold: f32,
-    scores: u64,
-    alerts: u64,
-}
-
-impl Replayed {
-    fn write(&mut self, outbox: &mut Outbox, topic: &str, logged: &LoggedTransaction, score: f32, now_us: i64) {
-        let LoggedTransaction { partition, offset, transaction } = logged;
-        let alert = score >= self.threshold;
-        self.scores += 1;
-        self.alerts += u64::from(alert);
-        let score = Score {
-            transaction_id: transaction.transaction_id.clone(),
-            card_id: transaction.card_id.clone(),
-            event_time: transaction.event_time,
-            score,
-            alert,
-            model: self.model.clone(),
-            source: SourcePosition {
-                topic: Id::const_new(topics::TRANSACTIONS),
-                partition: *partition,
-                offset: *offset,
-            },
-            features: None,
-        };
-        write_score(outbox, topic, &score, now_us);
-    }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use feature_store::{Checkpoint, FeatureSet};
 use models::Contribution;
-use schemas::{Alert, Id, Reason, Score, SourcePosition, headers, topics};
+use schemas::{Alert, Id, Reason, Score, SourcePosition, Transaction, headers, topics};
 
 use crate::Result;
 use crate::ingest::{DeadLetter, Event};
@@ -45,7 +45,7 @@ pub fn write(options: &EmitOptions, outbox: &mut Outbox, batch: &Scored, now_us:
         let mut reasons = answer.reasons.iter();
         for (&score, event) in answer.scores.iter().zip(&mut events) {
             let row = rows.next().unwrap_or_default();
-            let mut score = model.score(event, score);
+            let mut score = model.score(&event.transaction, (event.partition, event.offset), score);
             if score.alert {
                 alerts += 1;
                 let reasons = reasons.next().map_or(&[][..], Vec::as_slice);
@@ -95,16 +95,17 @@ pub fn emit(
 }
 
 /// The model that decides, or that would have.
-struct Verdict {
+#[derive(Clone, Debug)]
+pub struct Verdict {
     /// `name@version`.
-    label: Id,
-    threshold: f32,
+    pub label: Id,
+    /// An alert is a score of this or more.
+    pub threshold: f32,
 }
 
 impl Verdict {
-    /// The score of an event, without its vector.
-    fn score(&self, event: &Event, score: f32) -> Score {
-        let transaction = &event.transaction;
+    /// The score of a transaction that stands there in its topic, without its vector.
+    pub fn score(&self, transaction: &Transaction, (partition, offset): (u32, u64), score: f32) -> Score {
         Score {
             transaction_id: transaction.transaction_id.clone(),
             card_id: transaction.card_id.clone(),
@@ -112,11 +113,7 @@ impl Verdict {
             score,
             alert: score >= self.threshold,
             model: self.label.clone(),
-            source: SourcePosition {
-                topic: Id::const_new(topics::TRANSACTIONS),
-                partition: event.partition,
-                offset: event.offset,
-            },
+            source: SourcePosition { topic: Id::const_new(topics::TRANSACTIONS), partition, offset },
             features: None,
         }
     }
@@ -138,7 +135,8 @@ fn write_challenger(outbox: &mut Outbox, batch: &Scored, now_us: i64) {
         let Some(challenger) = &answer.challenger else { continue };
         let model = Verdict { label: Id::from(challenger.model.label.as_str()), threshold: challenger.model.threshold };
         for (event, &score) in events.iter().zip(&challenger.scores) {
-            write_score(outbox, topics::CHALLENGER_SCORES, &model.score(event, score), now_us);
+            let score = model.score(&event.transaction, (event.partition, event.offset), score);
+            write_score(outbox, topics::CHALLENGER_SCORES, &score, now_us);
         }
     }
 }

@@ -41,6 +41,19 @@ pub struct EnvironmentArgs {
     keep: bool,
 }
 
+/// What runs that measure have in common.
+#[derive(Clone, Debug, Args)]
+pub struct RunArgs {
+    #[arg(long, value_enum, default_value_t = Store::Redis)]
+    pub store: Store,
+    #[arg(long, default_value_t = 8)]
+    pub partitions: u32,
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    #[arg(long, value_name = "FILE.json")]
+    pub report: Option<PathBuf>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Store {

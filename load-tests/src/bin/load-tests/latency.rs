@@ -1,6 +1,5 @@
 //! `latency`: from the time an event was due to its score being visible; and the highest rate.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{bail, ensure};
@@ -11,7 +10,7 @@ use scorer::log::{Consumer, Log, LogError, Polled};
 use scorer::system_clock;
 use serde::{Deserialize, Serialize};
 
-use crate::environment::{DeliveryArg, Environment, EnvironmentArgs, Settings, Store, write_report};
+use crate::environment::{DeliveryArg, Environment, EnvironmentArgs, RunArgs, Settings, Store, write_report};
 use crate::feeder::{Feeding, Plan};
 use crate::fleet::{Exit, Fleet, MATERIALIZER};
 use crate::progress::Progress;
@@ -41,14 +40,8 @@ pub struct LatencyArgs {
     /// Events of the backlog, for --rate max
     #[arg(long, default_value_t = 200_000)]
     events: u64,
-    #[arg(long, value_enum, default_value_t = Store::Redis)]
-    store: Store,
-    #[arg(long, default_value_t = 8)]
-    partitions: u32,
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    #[arg(long, value_name = "FILE.json")]
-    report: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,8 +105,8 @@ impl Latency {
 
 pub fn run(args: LatencyArgs) -> anyhow::Result<bool> {
     let settings = Settings {
-        store: args.store,
-        partitions: args.partitions,
+        store: args.run.store,
+        partitions: args.run.partitions,
         delivery: args.delivery,
         log_features: false,
         registry: false,
@@ -123,7 +116,7 @@ pub fn run(args: LatencyArgs) -> anyhow::Result<bool> {
         Rate::PerSecond(rate) => at_rate(&args, &environment, rate)?,
         Rate::Max => backlog(&args, &environment)?,
     };
-    write_report(&report, args.report.as_deref())?;
+    write_report(&report, args.run.report.as_deref())?;
     println!("{:>12} {:>10} {:>10} {:>12}", "events", "scores", "repeated", "scores/s");
     let Report { events, scores, repeated, scores_per_second, .. } = &report;
     println!("{events:>12} {scores:>10} {repeated:>10} {scores_per_second:>12.0}");
@@ -151,7 +144,7 @@ pub fn capacity(environment: &Environment, seed: u64, events: u64) -> anyhow::Re
 }
 
 fn backlog(args: &LatencyArgs, environment: &Environment) -> anyhow::Result<Report> {
-    let (seen, exits, events) = consume_backlog(environment, args.seed, args.events)?;
+    let (seen, exits, events) = consume_backlog(environment, args.run.seed, args.events)?;
     Ok(report(args, None, events, &seen, exits))
 }
 
@@ -159,7 +152,7 @@ fn report(args: &LatencyArgs, rate: Option<u64>, events: u64, seen: &Seen, exits
     let latency = &seen.latency;
     Report {
         delivery: args.delivery,
-        store: args.store,
+        store: args.run.store,
         rate,
         events,
         scores: seen.scores,
@@ -209,7 +202,7 @@ fn at_rate(args: &LatencyArgs, environment: &Environment, rate: u64) -> anyhow::
     let mut scores = Scores::join(environment)?;
     let mut seen = Seen::new(events)?;
     // Until the first scores come, the processes only start. These are events of their own.
-    let plan = Plan { seed: args.seed, events, rate: Some(rate as f64), endless: false, spoiled_one_in: None };
+    let plan = Plan { seed: args.run.seed, events, rate: Some(rate as f64), endless: false, spoiled_one_in: None };
     wait_until_ready(environment, &mut fleet, "a")?;
     let mut feeding = Feeding::start(environment, plan)?;
     let started_us = feeding.started_us;

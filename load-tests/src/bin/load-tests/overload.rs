@@ -1,6 +1,5 @@
 //! `overload`: more than can be scored becomes lag, never memory or loss.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -9,7 +8,7 @@ use scorer::log::{Log, LogError};
 use serde::Serialize;
 
 use crate::check::Outcomes;
-use crate::environment::{DeliveryArg, Environment, EnvironmentArgs, Settings, Store, lag, write_report};
+use crate::environment::{DeliveryArg, Environment, EnvironmentArgs, RunArgs, Settings, lag, write_report};
 use crate::feeder::{Feeding, Plan};
 use crate::fleet::{Exit, Fleet, MATERIALIZER};
 use crate::latency::capacity;
@@ -32,17 +31,11 @@ pub struct OverloadArgs {
     /// Events that the capacity is measured with
     #[arg(long, default_value_t = 200_000)]
     capacity_events: u64,
-    #[arg(long, value_enum, default_value_t = Store::Redis)]
-    store: Store,
-    #[arg(long, default_value_t = 8)]
-    partitions: u32,
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    #[command(flatten)]
+    run: RunArgs,
     /// How long catching up may take [default: three times as long as the overload would need]
     #[arg(long, value_parser = humantime::parse_duration)]
     catch_up_timeout: Option<Duration>,
-    #[arg(long, value_name = "FILE.json")]
-    report: Option<PathBuf>,
 }
 
 #[derive(Debug, Serialize)]
@@ -76,20 +69,20 @@ struct Sample {
 
 pub fn run(args: OverloadArgs) -> anyhow::Result<bool> {
     let settings = Settings {
-        store: args.store,
-        partitions: args.partitions,
+        store: args.run.store,
+        partitions: args.run.partitions,
         delivery: DeliveryArg::ExactlyOnce,
         log_features: false,
         registry: false,
     };
     let capacity = match args.rate_capacity {
         Some(capacity) => capacity,
-        None => capacity(&Environment::new(&args.environment, settings)?, args.seed, args.capacity_events)?,
+        None => capacity(&Environment::new(&args.environment, settings)?, args.run.seed, args.capacity_events)?,
     };
     println!("capacity {capacity:.0} events/s");
     let mut environment = Environment::new(&args.environment, settings)?;
     let report = overload(&args, &environment, capacity)?;
-    write_report(&report, args.report.as_deref())?;
+    write_report(&report, args.run.report.as_deref())?;
     let mib = |bytes: u64| bytes >> 20;
     let wrong = report.lost + report.repeated + report.lag_end + report.exits.len() as u64;
     println!(
@@ -122,7 +115,7 @@ fn overload(args: &OverloadArgs, environment: &Environment, capacity: f64) -> an
     let log = environment.log("load-tests")?;
     let started = Instant::now();
     let events = (rate * span.as_secs_f64()) as u64;
-    let plan = Plan { seed: args.seed, events, rate: Some(rate), endless: false, spoiled_one_in: None };
+    let plan = Plan { seed: args.run.seed, events, rate: Some(rate), endless: false, spoiled_one_in: None };
     let mut feeding = Feeding::start(environment, plan)?;
     let mut progress = Progress::new("feeding", events);
     let mut samples: Vec<Sample> = Vec::new();

@@ -2,7 +2,6 @@
 //! nobody waits for it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
@@ -15,7 +14,7 @@ use scorer::system_clock;
 use serde::{Deserialize, Serialize};
 
 use crate::check::{Input, Outcomes, for_each};
-use crate::environment::{DeliveryArg, Environment, EnvironmentArgs, MODEL, Settings, Store, write_report};
+use crate::environment::{DeliveryArg, Environment, EnvironmentArgs, MODEL, RunArgs, Settings, Store, write_report};
 use crate::feeder::{Feeding, Plan};
 use crate::fleet::{Exit, Fleet, MATERIALIZER};
 use crate::latency::{LATENCY_MAX_US, Latency, PATIENCE, Scores, wait_until_ready};
@@ -46,14 +45,8 @@ pub struct SwapArgs {
     /// Then, before the first promotion, latency is measured without any
     #[arg(long, default_value_t = 20)]
     before_seconds: u64,
-    #[arg(long, value_enum, default_value_t = Store::Redis)]
-    store: Store,
-    #[arg(long, default_value_t = 8)]
-    partitions: u32,
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    #[arg(long, value_name = "FILE.json")]
-    report: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
 #[derive(Debug, Serialize)]
@@ -97,8 +90,8 @@ pub fn run(args: SwapArgs) -> anyhow::Result<bool> {
         "--interval must be more than the second behind a promotion that is measured"
     );
     let settings = Settings {
-        store: args.store,
-        partitions: args.partitions,
+        store: args.run.store,
+        partitions: args.run.partitions,
         delivery: args.delivery,
         log_features: false,
         registry: true,
@@ -106,7 +99,7 @@ pub fn run(args: SwapArgs) -> anyhow::Result<bool> {
     let environment = Environment::new(&args.environment, settings)?;
     let registry = registry(&environment, args.promotions)?;
     let report = measure(&args, &environment, &registry)?;
-    write_report(&report, args.report.as_deref())?;
+    write_report(&report, args.run.report.as_deref())?;
     report.print();
     Ok(report.passed())
 }
@@ -144,7 +137,7 @@ fn measure(args: &SwapArgs, environment: &Environment, registry: &Registry) -> a
     let quiet_seconds = args.warm_up_seconds + args.before_seconds;
     let promoting = args.interval * args.promotions;
     let events = args.rate * (quiet_seconds + promoting.as_secs_f64().ceil() as u64);
-    let plan = Plan { seed: args.seed, events, rate: Some(args.rate as f64), endless: false, spoiled_one_in: None };
+    let plan = Plan { seed: args.run.seed, events, rate: Some(args.rate as f64), endless: false, spoiled_one_in: None };
     let mut feeding = Feeding::start(environment, plan)?;
     let started = Instant::now();
     let started_us = feeding.started_us;
@@ -185,9 +178,9 @@ fn measure(args: &SwapArgs, environment: &Environment, registry: &Registry) -> a
     let p99_ratio = during.value_at_quantile(0.99) as f64 / before.value_at_quantile(0.99).max(1) as f64;
     Ok(Report {
         delivery: args.delivery,
-        store: args.store,
+        store: args.run.store,
         rate: args.rate,
-        partitions: args.partitions,
+        partitions: args.run.partitions,
         promotions: promoted_us.len() as u32,
         events,
         scores: outcomes.scores,

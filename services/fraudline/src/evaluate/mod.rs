@@ -4,18 +4,17 @@ mod model;
 mod plots;
 mod protocol;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 use feature_store::FeatureSet;
 use models::{Artifact, Device, Scorer};
-use serde::Serialize;
 
 use self::model::{Report, Scored};
 use self::protocol::{Protocol, TrainDays};
 use crate::dataset::{Vectors, days};
+use crate::report;
 use crate::source::SourceArgs;
 
 const DAY_MS: i64 = 86_400_000;
@@ -86,12 +85,12 @@ pub(crate) fn run(args: &EvaluateArgs) -> anyhow::Result<()> {
         Some(ProtocolName::Handbook) => {
             let report = by_protocol(args, &features)?;
             report.print();
-            write(&report, args.report.as_deref())
+            report::write(&report, args.report.as_deref())
         }
         None => {
             let report = of_model(args, &features)?;
             report.print();
-            write(&report, args.report.as_deref())
+            report::write(&report, args.report.as_deref())
         }
     }
 }
@@ -106,12 +105,6 @@ fn by_protocol(args: &EvaluateArgs, features: &FeatureSet) -> anyhow::Result<pro
         device: args.device,
     };
     protocol::run(&protocol, features.layout(), &vectors)
-}
-
-fn write(report: &impl Serialize, path: Option<&Path>) -> anyhow::Result<()> {
-    let Some(path) = path else { return Ok(()) };
-    let json = serde_json::to_string_pretty(report)? + "\n";
-    std::fs::write(path, json).with_context(|| format!("writing {}", path.display()))
 }
 
 fn of_model(args: &EvaluateArgs, features: &FeatureSet) -> anyhow::Result<Report> {

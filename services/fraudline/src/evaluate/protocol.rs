@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use anyhow::{Context, ensure};
 use models::{Dataset, Device, KeptEpoch, NetworkConfig, ScoredCard, Scorer, TrainOptions, card_precision};
@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use super::DAY_MS;
 use crate::dataset::Vectors;
+use crate::features::threads;
 use crate::progress::Progress;
 
 /// First day of training of each fold, as the Handbook has them.
@@ -138,9 +139,8 @@ pub(super) fn run(protocol: &Protocol, layout: &FeatureLayout, vectors: &Vectors
     let (validation, test) = (folds(VALIDATION_FOLDS)?, folds(TEST_FOLDS)?);
     let candidates = candidates();
     let runs = (candidates.len() * validation.len() + test.len()) as u64 * protocol.seeds;
-    let (progress, done) = (Progress::new(runs, "trainings"), AtomicU64::new(0));
-    let evaluated =
-        |folds: &[Fold], candidate: &Candidate| protocol.evaluate_all(folds, candidate, layout, (&progress, &done));
+    let progress = Progress::new(runs, "trainings");
+    let evaluated = |folds: &[Fold], candidate: &Candidate| protocol.evaluate_all(folds, candidate, layout, &progress);
 
     let mut validated = Vec::new();
     for candidate in candidates {
@@ -180,16 +180,15 @@ impl Protocol {
         folds: &[Fold],
         candidate: &Candidate,
         layout: &FeatureLayout,
-        progress: (&Progress, &AtomicU64),
+        progress: &Progress,
     ) -> anyhow::Result<Vec<FoldFigures>> {
         let runs: Vec<(usize, u64)> =
             (0..folds.len()).flat_map(|fold| (0..self.seeds).map(move |seed| (fold, seed))).collect();
-        let ((progress, done), next) = (progress, AtomicUsize::new(0));
-        let results = Mutex::new(vec![None; runs.len()]);
+        let (next, results) = (AtomicUsize::new(0), Mutex::new(vec![None; runs.len()]));
         let run = || -> anyhow::Result<()> {
             while let Some(&(fold, seed)) = runs.get(next.fetch_add(1, Relaxed)) {
                 let figures = self.evaluate(&folds[fold], candidate, layout, seed)?;
-                progress.set(done.fetch_add(1, Relaxed) + 1);
+                progress.advance();
                 progress.line(&format!(
                     "fold {}, dropout {}, seed {seed}: average precision {:.4}",
                     folds[fold].training_from, candidate.dropout, figures.average_precision
@@ -198,7 +197,7 @@ impl Protocol {
             }
             Ok(())
         };
-        let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get()).min(runs.len());
+        let threads = threads(None).get().min(runs.len());
         std::thread::scope(|scope| {
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(run)).collect();
             threads.into_iter().try_for_each(|thread| match thread.join() {

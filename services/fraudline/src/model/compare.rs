@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::features::history::{read_all, read_partition};
 use crate::features::{LogArgs, OpenLog};
 use crate::progress::Progress;
+use crate::report;
 
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
@@ -133,11 +134,7 @@ pub(super) fn compare(args: &CompareArgs) -> anyhow::Result<()> {
         args.challenger
     );
     report.print();
-    if let Some(path) = &args.report {
-        let json = serde_json::to_string_pretty(&report)? + "\n";
-        std::fs::write(path, json).with_context(|| format!("writing {}", path.display()))?;
-    }
-    Ok(())
+    report::write(&report, args.report.as_deref())
 }
 
 /// What is known to be a fraud, and since when all else is known not to be.

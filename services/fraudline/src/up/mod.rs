@@ -172,9 +172,7 @@ pub(crate) fn run(args: &UpArgs) -> anyhow::Result<()> {
     let _ = std::fs::remove_file(data_dir.join(RUNNING_FILE));
     let report = Report::new(&*log, &stats, &watch, &model, elapsed, resumed_at)?;
     report.print();
-    if let Some(path) = &args.report {
-        report.write(path)?;
-    }
+    crate::report::write(&report, args.report.as_deref())?;
     runtime.shutdown_timeout(Duration::from_secs(2));
     Ok(())
 }

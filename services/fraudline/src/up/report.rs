@@ -1,9 +1,7 @@
 //! What a run came to.
 
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
 use models::{Evaluation, ModelThread};
 use schemas::{headers, topics};
 use scorer::log::{Log, TopicPartition};
@@ -108,12 +106,6 @@ impl Report {
             None => println!("quality            unknown: there were no frauds, or nothing else"),
         }
         println!("model              {} on {}", self.model, self.device);
-    }
-
-    pub(super) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let mut text = serde_json::to_string_pretty(self)?;
-        text.push('\n');
-        std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
     }
 }
 
