@@ -58,6 +58,17 @@ impl Vectors {
         Ok(all)
     }
 
+    /// These rows.
+    pub(crate) fn rows(&self, rows: impl Iterator<Item = usize>) -> Dataset {
+        let Dataset { rows: values, width, labels } = &self.dataset;
+        let mut chosen = Dataset { width: *width, ..Dataset::default() };
+        for row in rows {
+            chosen.rows.extend_from_slice(&values[row * width..(row + 1) * width]);
+            chosen.labels.push(labels[row]);
+        }
+        chosen
+    }
+
     /// A part of the rows.
     pub(crate) fn part(&self, rows: Range<usize>) -> Dataset {
         let Dataset { rows: values, width, labels } = &self.dataset;

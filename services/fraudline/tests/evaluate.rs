@@ -45,14 +45,14 @@ fn the_bundled_model_is_evaluated_on_a_file() {
     assert!(shares.len() >= 5 && shares.is_sorted() && shares[4] > 0.005, "{report}");
     assert!(thresholds.iter().any(|at| at["threshold"] == report["threshold"] && at["recall"] == report["recall"]));
 
-    // The simulator's kinds of fraud: all frauds are of one, and large amounts are easy.
+    // The simulator's kinds of fraud: all frauds are of one, and what a card or an amount tells comes before the delayed labels of a terminal.
     let scenarios = report["scenarios"].as_array().unwrap();
     let of = |scenario: usize, figure: &str| scenarios[scenario - 1][figure].as_f64().unwrap();
     assert_eq!(scenarios.iter().map(|of| of["scenario"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 2, 3], "{report}");
     assert_eq!((1..=3).map(|scenario| of(scenario, "frauds")).sum::<f64>(), number("positives"));
     let found: f64 = (1..=3).map(|scenario| of(scenario, "frauds") * of(scenario, "recall")).sum();
     assert!((found / number("positives") - number("recall")).abs() < 1e-9, "{report}");
-    assert!(of(1, "recall") > 0.9 && of(1, "recall") > of(3, "recall"), "{report}");
+    assert!(of(1, "recall") > of(2, "recall") && of(3, "recall") > of(2, "recall"), "{report}");
     assert!(text.contains("2 compromised terminal"), "{text}");
 
     // The same kind of payments as in training, but fewer terminals to choose from.

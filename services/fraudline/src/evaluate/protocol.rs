@@ -21,6 +21,8 @@ const TEST_FOLDS: [&str; 4] = ["2018-08-15", "2018-08-08", "2018-08-01", "2018-0
 const VALIDATION_FOLDS: [&str; 4] = ["2018-07-11", "2018-07-04", "2018-06-27", "2018-06-20"];
 /// Days of training, of delay, and of test.
 const WEEK: i64 = 7;
+/// Of the legitimate training rows, how many are for calibration, too.
+const CALIBRATED_ONE_IN: usize = 20;
 /// Cards looked into each day.
 const CARDS: usize = 100;
 
@@ -123,6 +125,8 @@ impl Report {
 struct Fold {
     training_from: &'static str,
     training: Dataset,
+    /// Of these, what scores are calibrated on.
+    calibrating: Dataset,
     test: Dataset,
     /// Of each row of the test.
     cards: Vec<(i64, u32)>,
@@ -236,8 +240,8 @@ impl Protocol {
             legitimate_per_fraud: 60,
             ..TrainOptions::default()
         };
-        // The ranks of scores don't depend on the calibration, for which the training rows are as good as any.
-        let artifact = models::train(layout, &fold.training, &fold.training, &options, &mut |_| ())?;
+        // The ranks of scores, which are all that counts, don't depend on the calibration: any rows will do, and few of them.
+        let artifact = models::train(layout, &fold.training, &fold.calibrating, &options, &mut |_| ())?;
         let mut scores = Vec::with_capacity(fold.test.labels.len());
         Scorer::open(&artifact, self.device)?.score(&fold.test.rows, &mut scores)?;
         let labels = &fold.test.labels;
@@ -301,14 +305,16 @@ impl Fold {
             !training.is_empty() && !test.is_empty(),
             "the input has no transactions in the weeks of the fold that begins on {training_from}: the protocol is of the Handbook's transactions"
         );
-        let width = vectors.dataset.width;
-        let test_set = Dataset {
-            rows: test.iter().flat_map(|&row| &vectors.dataset.rows[row * width..(row + 1) * width]).copied().collect(),
-            width,
-            labels: test.iter().map(|&row| vectors.dataset.labels[row]).collect(),
-        };
+        let calibrating =
+            training.clone().filter(|&row| vectors.dataset.labels[row] || row.is_multiple_of(CALIBRATED_ONE_IN));
         let cards = test.iter().map(|&row| (day_of(row), vectors.cards[row])).collect();
-        Ok(Fold { training_from, training: vectors.part(training), test: test_set, cards })
+        Ok(Fold {
+            training_from,
+            calibrating: vectors.rows(calibrating),
+            training: vectors.part(training),
+            test: vectors.rows(test.into_iter()),
+            cards,
+        })
     }
 }
 
