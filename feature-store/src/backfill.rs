@@ -9,6 +9,7 @@ use std::time::Duration;
 use hashbrown::{DefaultHashBuilder, HashMap};
 use schemas::{EventTime, Id, Label, ProfileUpdate, Transaction};
 
+use crate::carry::Carry;
 use crate::definitions::Entity;
 use crate::features::FeatureSet;
 use crate::view::{Scratch, Status, View};
@@ -44,6 +45,8 @@ pub struct Rows {
 struct Shard {
     /// Of each view, by entity.
     states: Vec<HashMap<Id, WindowState>>,
+    /// Of cards, for what their events bring along.
+    carrying: HashMap<Id, WindowState>,
     scratch: Scratch,
 }
 
@@ -79,8 +82,11 @@ impl<'a> Backfill<'a> {
     }
 
     pub fn on_threads(features: &'a FeatureSet, threads: NonZero<usize>) -> Backfill<'a> {
-        let shard =
-            || Shard { states: features.views().iter().map(|_| HashMap::new()).collect(), scratch: Scratch::default() };
+        let shard = || Shard {
+            states: features.views().iter().map(|_| HashMap::new()).collect(),
+            carrying: HashMap::new(),
+            scratch: Scratch::default(),
+        };
         Backfill {
             features,
             shards: (0..threads.get()).map(|_| shard()).collect(),
@@ -136,12 +142,20 @@ impl<'a> Backfill<'a> {
             .collect();
         let features = self.features;
         let mut splits: [Option<Split>; Entity::COUNT] = [const { None }; Entity::COUNT];
+        let mut carried = vec![Vec::new(); transactions.len()];
+        if let Some(carry) = features.carry() {
+            let split = splits[Entity::CardId as usize].get_or_insert_with(|| self.split(Entity::CardId, transactions));
+            let parts = self.on_shards(|shard, number| shard.carry(carry, &split.rows[number], transactions));
+            for (rows, part) in split.rows.iter().zip(parts) {
+                rows.iter().zip(part).for_each(|(&row, values)| carried[row as usize] = values);
+            }
+        }
         let mut shared = Vec::new();
         for (index, view) in features.shared_views() {
             let plan = ViewPlan::new(features, index);
             let split = splits[view.entity() as usize].get_or_insert_with(|| self.split(view.entity(), transactions));
             let read = self.on_shards(|shard, number| {
-                shard.read_shared(&plan, &split.rows[number], transactions, &newest, features.width())
+                shard.read_shared(&plan, &split.rows[number], transactions, &carried, &newest)
             });
             shared.push((plan, read));
         }
@@ -187,14 +201,21 @@ impl<'a> Backfill<'a> {
         }
         self.swept = self.newest;
         for shard in &mut self.shards {
+            if let Some(carry) = self.features.carry() {
+                retain(&mut shard.carrying, carry.view(), self.newest);
+            }
             for (view, states) in self.features.views().iter().zip(&mut shard.states) {
-                states.retain(|_, state| {
-                    view.evict(state, self.newest - view.keep());
-                    !state.is_empty()
-                });
+                retain(states, view, self.newest);
             }
         }
     }
+}
+
+fn retain(states: &mut HashMap<Id, WindowState>, view: &View, newest: EventTime) {
+    states.retain(|_, state| {
+        view.evict(state, newest - view.keep());
+        !state.is_empty()
+    });
 }
 
 impl Split {
@@ -244,16 +265,28 @@ impl<'a> ViewPlan<'a> {
 }
 
 impl Shard {
+    /// What each of `rows` brings along.
+    fn carry(&mut self, carry: &Carry, rows: &[u32], transactions: &[&Transaction]) -> Vec<Vec<f64>> {
+        let of_row = |&row: &u32| {
+            let transaction = transactions[row as usize];
+            let state = self.carrying.entry_ref(&transaction.card_id).or_default();
+            carry.view().evict(state, transaction.event_time - carry.view().keep());
+            carry.values(transaction, state, &mut self.scratch).collect()
+        };
+        rows.iter().map(of_row).collect()
+    }
+
     /// The values and statuses of a view that others keep, for each of `rows`.
     fn read_shared(
         &mut self,
         plan: &ViewPlan<'_>,
         rows: &[u32],
         transactions: &[&Transaction],
+        carried: &[Vec<f64>],
         newest: &[EventTime],
-        width: usize,
     ) -> Shared {
         let ViewPlan { view, slots, .. } = plan;
+        let width = view.width;
         let states = &mut self.states[plan.index];
         let (mut values, mut statuses) = (vec![f64::NAN; width], vec![Status::NotFound; width]);
         let mut read = Shared {
@@ -271,7 +304,7 @@ impl Shard {
             } else {
                 let state = states.entry_ref(id).or_default();
                 view.evict(state, newest - view.keep());
-                view.apply(transaction, state, &mut self.scratch);
+                view.apply_carrying(transaction, &carried[row as usize], state, &mut self.scratch);
                 view.evaluate(Some(state), time, &mut values);
                 read.statuses.push(plan.status(plan.is_known(state, time), &values));
             }

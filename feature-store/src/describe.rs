@@ -69,6 +69,14 @@ impl fmt::Display for Description<'_> {
                 writeln!(f, "  {label} bytes for each label")?;
             }
         }
+        if let Some(carry) = features.carry() {
+            let names: Vec<&str> = carry.slots.iter().map(|&slot| features.names()[slot].as_str()).collect();
+            writeln!(
+                f,
+                "\nthe materializer keeps the windows of cards, too, as each event brings along: {}",
+                names.join(", ")
+            )?;
+        }
         writeln!(f, "\na scoring reads")?;
         let mut reads = false;
         for step in &features.join {

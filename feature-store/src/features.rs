@@ -7,6 +7,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 use schemas::{FeatureLayout, Id, ProfileUpdate, Transaction};
 
+use crate::carry::Carry;
 use crate::compile;
 use crate::definitions::Entity;
 use crate::expression::Formula;
@@ -35,6 +36,7 @@ pub struct FeatureSet {
     pub(crate) reasons: Vec<Template>,
     pub(crate) reason_groups: Vec<ReasonGroup>,
     pub(crate) views: Vec<View>,
+    pub(crate) carry: Option<Carry>,
     /// What an event is joined by, in this order.
     pub(crate) join: Vec<Step>,
     /// What is left to compute then.
@@ -137,6 +139,11 @@ impl FeatureSet {
     /// The views that others keep, with their places in [`FeatureSet::views`].
     pub fn shared_views(&self) -> impl Iterator<Item = (usize, &View)> {
         self.views.iter().enumerate().filter(|(_, view)| !view.is_owned())
+    }
+
+    /// What events bring along to the windows of other entities than cards, if the definitions ask for anything.
+    pub fn carry(&self) -> Option<&Carry> {
+        self.carry.as_ref()
     }
 
     pub fn profile_views(&self) -> impl Iterator<Item = &View> {

@@ -2,6 +2,7 @@
 
 mod aggregate;
 mod backfill;
+mod carry;
 mod compile;
 mod definitions;
 mod describe;
@@ -17,6 +18,7 @@ mod view_reader;
 mod window;
 
 pub use backfill::{Backfill, Rows};
+pub use carry::Carry;
 pub use definitions::Entity;
 pub use entities::EntityTable;
 pub use features::{DefinitionError, FeatureSet, UnknownFeature, ViewFeature};

@@ -25,7 +25,7 @@ pub(crate) enum Step {
 }
 
 /// What is known of one entity, and where the values go: windows over its events, or its profile.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct View {
     pub(crate) name: Id,
     pub(crate) key: Id,
@@ -39,11 +39,13 @@ pub struct View {
     pub(crate) keep: Duration,
     /// Number of values of an event, those of other views included.
     pub(crate) width: usize,
+    /// Slots of the values that an event brings along, in their order; see [`Carry`](crate::Carry).
+    pub(crate) carried: Vec<usize>,
     pub(crate) profile: ProfilePlan,
 }
 
 /// The columns of a profile; none in a view of windows.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ProfilePlan {
     pub(crate) columns: Vec<ProfileColumn>,
     pub(crate) ttl: Option<Duration>,
@@ -51,7 +53,7 @@ pub(crate) struct ProfilePlan {
     pub(crate) step: i64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct ProfileColumn {
     pub(crate) slot: usize,
     /// What updates call it.
@@ -73,7 +75,7 @@ pub enum Status {
 }
 
 /// A series, what goes into it, and what is read off it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct SeriesPlan {
     pub(crate) filter: Option<Formula>,
     pub(crate) value: Value,
@@ -89,7 +91,7 @@ pub(crate) enum Value {
 }
 
 /// A range of event time that features are computed over.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RangePlan {
     pub(crate) offset: Duration,
     pub(crate) over: Duration,
@@ -97,7 +99,7 @@ pub(crate) struct RangePlan {
     pub(crate) features: Vec<WindowFeature>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct WindowFeature {
     /// One, or one for each number of events back.
     pub(crate) slots: Range<usize>,
@@ -180,9 +182,23 @@ impl View {
 
     /// Brings an event into a state, and no more: what a replay does.
     pub fn apply(&self, transaction: &Transaction, state: &mut WindowState, scratch: &mut Scratch) {
+        self.apply_carrying(transaction, &[], state, scratch);
+    }
+
+    /// As [`View::apply`], of an event that brings along what its card's windows were for it. What is not brought along is missing.
+    pub fn apply_carrying(
+        &self,
+        transaction: &Transaction,
+        carried: &[f64],
+        state: &mut WindowState,
+        scratch: &mut Scratch,
+    ) {
         let Scratch { current, values } = scratch;
         values.resize(self.width, f64::NAN);
-        // What goes into a view never depends on other views; see the compiler.
+        for (index, &slot) in self.carried.iter().enumerate() {
+            values[slot] = carried.get(index).copied().unwrap_or(f64::NAN);
+        }
+        // What goes into a view never depends on the states of others; see the compiler.
         run(&self.apply, transaction, Some((self, state)), |_, _| (), current, values);
     }
 

@@ -360,15 +360,39 @@ fn what_is_kept_elsewhere_goes_into_no_state() {
     let risk = "    windows:\n      - { name: RISK, aggregate: fraud_rate, over: [1d], offset: 7d, empty: 0 }\n";
     let terminals = format!("  - name: terminal\n    entity: terminal_id\n    staleness: 3d\n{risk}");
     let by_risk = card("{ name: §N, aggregate: count, over: [1d], where: D > 0.1 }") + &terminals;
-    let of_terminals = terminal("{ name: §N, aggregate: count, over: [1d], offset: 7d, where: M > 1 }")
-        + "  - name: card\n    entity: card_id\n    windows:\n      - { name: M, aggregate: mean, over: [1d] }\n";
+    let of_profiles = terminal("{ name: §N, aggregate: count, over: [1d], offset: 7d, where: M > 1 }")
+        + "  - name: card_profile\n    entity: card_id\n    staleness: 1h\n    profile:\n      - { name: M }\n";
     assert_refused(&[
         (
             &format!("{by_risk}derived:\n  - {{ name: D, value: RISK * 2 }}\n"),
             &["`RISK` is read from view `terminal`; combine the two in a derived feature"],
         ),
-        (&of_terminals, &["`M` is read from a view", "aggregated by fields of the event"]),
+        (&of_profiles, &["`M` is read from view `card_profile`, which lags behind", "windows of its card"]),
     ]);
+}
+
+/// What events bring along from their cards, and what the states at terminals are good for, is told by what these features mean.
+#[test]
+fn windows_of_terminals_may_depend_on_those_of_cards() {
+    let parse = |over: &str, ratio: &str| {
+        let text = terminal("{ name: N, aggregate: count, over: [1d], offset: 7d, where: RATIO <= 2 }")
+            + &format!(
+                "  - name: card\n    entity: card_id\n    windows:\n      - {{ name: M, aggregate: mean, over: [{over}] }}\n      - {{ name: S, aggregate: sum, over: [9d] }}\n"
+            )
+            + &format!("derived:\n  - {{ name: RATIO, value: {ratio} }}\n");
+        FeatureSet::parse(&text, "features.yaml").unwrap_or_else(|error| panic!("{error}"))
+    };
+    let key = |features: &FeatureSet| features.view_of(feature_store::Entity::TerminalId).unwrap().key().clone();
+    let (features, again) = (parse("1d", "amount / M"), parse("1d", "amount / M"));
+    let meaning = |features: &FeatureSet| features.carry().expect("the terminal's windows ask for it").meaning();
+    assert_eq!((meaning(&features), key(&features)), (meaning(&again), key(&again)));
+    assert!(features.describe().to_string().contains("as each event brings along: RATIO"), "{}", features.describe());
+    for other in [parse("2d", "amount / M"), parse("1d", "amount - M")] {
+        assert_ne!(meaning(&features), meaning(&other));
+        assert_ne!(key(&features), key(&other));
+        assert_ne!(features.carry().unwrap().view().key(), other.carry().unwrap().view().key());
+    }
+    assert!(FeatureSet::bundled().carry().is_none());
 }
 
 #[test]

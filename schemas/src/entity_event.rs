@@ -8,13 +8,17 @@ const KIND_TRANSACTION: u8 = 0;
 const KIND_LABEL: u8 = 1;
 const KIND_PROGRESS: u8 = 2;
 const KIND_PROFILE: u8 = 3;
+const KIND_CARRYING_TRANSACTION: u8 = 4;
 
 /// A record of the stream that is re-keyed by entity: what the materializer writes for itself, in a compact binary
 /// form, version 2.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EntityEvent {
     /// By its terminal.
-    Transaction(Transaction),
+    Transaction {
+        transaction: Transaction,
+        carried: Option<Carried>,
+    },
     Label {
         entity: Id,
         transaction_id: Id,
@@ -34,6 +38,15 @@ pub enum EntityEvent {
     Progress {
         sources: Vec<(u32, EventTime)>,
     },
+}
+
+/// What a transaction brings along from the windows of its card.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Carried {
+    /// A hash of the definitions of the values.
+    pub meaning: u64,
+    /// `NaN` is missing.
+    pub values: Vec<f64>,
 }
 
 impl EntityEvent {
@@ -62,13 +75,18 @@ impl EntityEvent {
     pub fn encode(&self, out: &mut Vec<u8>) {
         out.push(VERSION);
         match self {
-            EntityEvent::Transaction(transaction) => {
-                out.push(KIND_TRANSACTION);
+            EntityEvent::Transaction { transaction, carried } => {
+                out.push(if carried.is_some() { KIND_CARRYING_TRANSACTION } else { KIND_TRANSACTION });
                 write_bytes(out, transaction.transaction_id.as_bytes());
                 write_signed(out, transaction.event_time.as_millis());
                 write_bytes(out, transaction.card_id.as_bytes());
                 write_bytes(out, transaction.terminal_id.as_bytes());
                 write_signed(out, transaction.amount.units());
+                if let Some(Carried { meaning, values }) = carried {
+                    write_unsigned(out, *meaning);
+                    write_unsigned(out, values.len() as u64);
+                    values.iter().for_each(|value| write_float(out, *value));
+                }
             }
             EntityEvent::Label { entity, transaction_id, transaction_time, label_time, fraud } => {
                 out.push(KIND_LABEL);
@@ -108,13 +126,22 @@ impl EntityEvent {
         }
         let time = |reader: &mut Reader| reader.signed().map(EventTime::from_millis);
         let event = match reader.byte()? {
-            KIND_TRANSACTION => EntityEvent::Transaction(Transaction {
-                transaction_id: reader.text()?.into(),
-                event_time: time(&mut reader)?,
-                card_id: reader.text()?.into(),
-                terminal_id: reader.text()?.into(),
-                amount: Amount::from_units(reader.signed()?),
-            }),
+            kind @ (KIND_TRANSACTION | KIND_CARRYING_TRANSACTION) => {
+                let transaction = Transaction {
+                    transaction_id: reader.text()?.into(),
+                    event_time: time(&mut reader)?,
+                    card_id: reader.text()?.into(),
+                    terminal_id: reader.text()?.into(),
+                    amount: Amount::from_units(reader.signed()?),
+                };
+                let carried = (kind == KIND_CARRYING_TRANSACTION).then(|| -> Result<Carried, CodecError> {
+                    let meaning = reader.unsigned()?;
+                    let count = reader.count(8)?;
+                    let values = (0..count).map(|_| reader.float()).collect::<Result<_, _>>()?;
+                    Ok(Carried { meaning, values })
+                });
+                EntityEvent::Transaction { transaction, carried: carried.transpose()? }
+            }
             KIND_LABEL => EntityEvent::Label {
                 entity: reader.text()?.into(),
                 transaction_id: reader.text()?.into(),
@@ -155,14 +182,17 @@ mod tests {
     #[test]
     fn round_trips_and_refuses_every_cut() {
         let time = EventTime::from_millis(1_522_540_831_000);
+        let transaction = Transaction {
+            transaction_id: "7".into(),
+            event_time: time,
+            card_id: "596".into(),
+            terminal_id: "3156".into(),
+            amount: Amount::from_cents(5716),
+        };
+        let carried = Carried { meaning: u64::MAX, values: vec![1.25, -3.0] };
         let events = [
-            EntityEvent::Transaction(Transaction {
-                transaction_id: "7".into(),
-                event_time: time,
-                card_id: "596".into(),
-                terminal_id: "3156".into(),
-                amount: Amount::from_cents(5716),
-            }),
+            EntityEvent::Transaction { transaction: transaction.clone(), carried: None },
+            EntityEvent::Transaction { transaction, carried: Some(carried) },
             EntityEvent::Label {
                 entity: "3156".into(),
                 transaction_id: "7".into(),

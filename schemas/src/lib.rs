@@ -17,7 +17,7 @@ mod varint;
 
 pub use amount::{Amount, AmountError};
 pub use dead_letter::{DeadLetterReason, SourcePosition, headers};
-pub use entity_event::EntityEvent;
+pub use entity_event::{Carried, EntityEvent};
 pub use label::Label;
 pub use layout::{FeatureLayout, FeatureSpec, LayoutMismatch, Sequence, SequencePlace};
 pub use partition::partition_for_key;

@@ -7,9 +7,10 @@ mod yaml;
 use std::collections::HashMap;
 use std::fmt;
 
-use schemas::{FeatureLayout, FeatureSpec, SequencePlace};
+use schemas::{FeatureLayout, FeatureSpec, Id, SequencePlace};
 use serde_saphyr::{Location, Spanned};
 
+use crate::carry::Carry;
 use crate::definitions::{Computed, Definitions, Entity, Span, Windows};
 use crate::expression::{self, Binary, Expression, Field, Formula, IdField, Source, Unary};
 use crate::features::{DefinitionError, FeatureSet, ViewFeature};
@@ -274,14 +275,28 @@ impl Compiler<'_> {
             }
         }
         self.check_inputs()?;
+        self.key_by_inputs();
+        let carried = self.carried();
+        let meaning = hash(&self.meaning(&carried));
         let mut views = std::mem::take(&mut self.views);
         for (index, view) in views.iter_mut().enumerate() {
-            let mut plan = Plan::new(&self, Some(index), &view.series);
+            let given = if view.is_owned() { &[][..] } else { &carried };
+            let mut plan = Plan::new(&self, Some(index), &view.series).given(given);
             (0..view.series.len()).for_each(|series| plan.insert(series));
             let steps = plan.steps;
             view.apply = steps;
+            if !view.is_owned() && !view.is_profile() {
+                view.carried.clone_from(&carried);
+            }
         }
         let own = views.iter().position(View::is_owned);
+        let carry = own.filter(|_| !carried.is_empty()).map(|own| {
+            let mut plan = Plan::new(&self, Some(own), &views[own].series);
+            carried.iter().for_each(|&slot| plan.compute(slot));
+            let key = Id::from(format!("rekey@{:016x}", hash(&format!("{} {meaning:016x}", views[own].key))));
+            let view = View { name: Id::const_new("rekey"), key, apply: plan.steps, ..views[own].clone() };
+            Carry { view, slots: carried.clone(), meaning }
+        });
         let none = Vec::new();
         let plans = own.map_or(&none, |own| &views[own].series);
         let mut plan = Plan::new(&self, own, plans);
@@ -331,6 +346,7 @@ impl Compiler<'_> {
             reasons,
             reason_groups,
             views,
+            carry,
             join,
             assemble,
             allowed_lateness: definitions.allowed_lateness.0,
@@ -383,6 +399,55 @@ impl Compiler<'_> {
         Ok(services)
     }
 
+    /// Features that decide what goes into the windows of other entities than cards, and are computed from those of cards.
+    fn carried(&self) -> Vec<usize> {
+        let shared = self.views.iter().filter(|view| !view.is_owned());
+        let inputs = shared.flat_map(|view| &view.series).flat_map(inputs);
+        let mut slots: Vec<usize> = inputs.filter(|&slot| self.is_of_cards(slot)).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        slots
+    }
+
+    fn is_of_cards(&self, slot: usize) -> bool {
+        match &self.features[slot].origin {
+            Origin::Window { .. } => true,
+            Origin::Computed(formula) => slots(formula).into_iter().any(|slot| self.is_of_cards(slot)),
+            Origin::Profile { .. } | Origin::Parsed(_) => false,
+        }
+    }
+
+    /// The definitions of these features, and of all that they are computed from.
+    fn meaning(&self, slots: &[usize]) -> String {
+        let (mut text, mut seen, mut todo) = (String::new(), Vec::new(), slots.to_vec());
+        while let Some(slot) = todo.pop() {
+            if seen.contains(&slot) {
+                continue;
+            }
+            seen.push(slot);
+            let feature = &self.features[slot];
+            text += &format!("{} = {}\n", feature.name, feature.definition);
+            match &feature.origin {
+                Origin::Computed(formula) => todo.extend(plan::slots(formula)),
+                Origin::Window { view, series } => todo.extend(inputs(&self.views[*view].series[*series])),
+                Origin::Profile { .. } | Origin::Parsed(_) => {}
+            }
+        }
+        text
+    }
+
+    /// States that features decide upon are of no use once these mean something else.
+    fn key_by_inputs(&mut self) {
+        for index in 0..self.views.len() {
+            let view = &self.views[index];
+            let inputs: Vec<usize> = view.series.iter().flat_map(inputs).collect();
+            if !inputs.is_empty() {
+                let hash = hash(&format!("{}\n{}", view.key, self.meaning(&inputs)));
+                self.views[index].key = Id::from(format!("{}@{hash:016x}", view.name));
+            }
+        }
+    }
+
     /// What goes into a state has to be known where and whenever the state is built, a replay included.
     fn check_inputs(&self) -> Result<(), DefinitionError> {
         for feature in &self.features {
@@ -396,6 +461,8 @@ impl Compiler<'_> {
                     Origin::Window { view: other, series } if *other == view && entity == Entity::CardId => {
                         todo.extend(inputs(&self.views[view].series[*series]));
                     }
+                    // Carried along with the event.
+                    Origin::Window { view: other, .. } if self.views[*other].is_owned() => {}
                     Origin::Window { view: other, .. } | Origin::Profile { view: other } => {
                         let message = match entity {
                             Entity::CardId => format!(
@@ -403,8 +470,8 @@ impl Compiler<'_> {
                                 feature.name, input.name, self.views[*other].name
                             ),
                             _ => format!(
-                                "`{}` is read from a view; the events of a {entity} are aggregated by fields of the event, and features of these",
-                                input.name
+                                "`{}` is read from view `{}`, which lags behind; the events of a {entity} are aggregated by fields of the event, windows of its card, and features of these",
+                                input.name, self.views[*other].name
                             ),
                         };
                         return Err(self.error_at(feature.at, message));
@@ -458,6 +525,10 @@ impl Compiler<'_> {
             message: message.to_string(),
         }
     }
+}
+
+fn hash(text: &str) -> u64 {
+    twox_hash::XxHash3_64::oneshot(text.as_bytes())
 }
 
 /// Levenshtein's distance, to guess what a misspelt name was meant to be.

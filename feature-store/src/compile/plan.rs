@@ -86,6 +86,8 @@ pub(super) struct Plan<'a> {
     /// The view whose states are at hand, and its series.
     own: Option<usize>,
     plans: &'a [SeriesPlan],
+    /// Slots whose values an event brings along.
+    carried: &'a [usize],
     done: Done,
     pub(super) steps: Vec<Step>,
 }
@@ -109,7 +111,11 @@ fn first_time(done: &mut Vec<usize>, item: usize) -> bool {
 
 impl<'a> Plan<'a> {
     pub(super) fn new(compiler: &'a Compiler<'a>, own: Option<usize>, plans: &'a [SeriesPlan]) -> Plan<'a> {
-        Plan { compiler, own, plans, done: Done::default(), steps: Vec::new() }
+        Plan { compiler, own, plans, carried: &[], done: Done::default(), steps: Vec::new() }
+    }
+
+    pub(super) fn given(self, carried: &'a [usize]) -> Plan<'a> {
+        Plan { carried, ..self }
     }
 
     pub(super) fn insert(&mut self, series: usize) {
@@ -133,6 +139,9 @@ impl<'a> Plan<'a> {
     }
 
     pub(super) fn compute(&mut self, slot: usize) {
+        if self.carried.contains(&slot) {
+            return;
+        }
         match &self.compiler.features[slot].origin {
             Origin::Window { view, series } if Some(*view) == self.own => self.read(*series),
             Origin::Window { view, .. } | Origin::Profile { view } => self.shared(*view),

@@ -92,6 +92,7 @@ impl Compiler<'_> {
             apply: Vec::new(),
             keep,
             width: self.features.len(),
+            carried: Vec::new(),
             profile,
         };
         for series in layout.series {
@@ -448,8 +449,7 @@ impl ViewLayout<'_> {
         for SeriesLayout { plan, needs } in &self.series {
             text += &format!("\n{needs:?} {:?} {:?} {:?}", plan.filter, plan.value, plan.matches);
         }
-        let hash = twox_hash::XxHash3_64::oneshot(text.as_bytes());
-        Id::from(format!("{}@{hash:016x}", self.definition.name.value))
+        Id::from(format!("{}@{:016x}", self.definition.name.value, super::hash(&text)))
     }
 }
 

@@ -12,7 +12,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use schemas::{Amount, EventTime, Label, Transaction, write_unsigned};
-use streamed::{bits, insert_label, time, views};
+use streamed::{bits, carried, insert_label, time, views};
 
 fn round_trip(state: &mut WindowState) {
     let mut bytes = Vec::new();
@@ -80,6 +80,7 @@ proptest! {
             newest[at] = newest[at].max(newest[at - 1]);
         }
         let log = case.log(|label, at| newest[at] >= label.known);
+        let carried = carried(&features, &case);
         let (mut row, mut scratch) = (vec![0.0; features.width()], Scratch::default());
         for (at, read_at) in read_at.iter().enumerate().map(|(at, read)| (at % newest.len(), read)) {
             let tx = &case.transactions[at];
@@ -93,7 +94,9 @@ proptest! {
                 match entry {
                     _ if other.terminal != tx.terminal => {}
                     Entry::Label(_, label) => insert_label(&mut state, index, other, label),
-                    Entry::Transaction(_) => view.apply(&other.transaction(index), &mut state, &mut scratch),
+                    Entry::Transaction(_) => {
+                        view.apply_carrying(&other.transaction(index), &carried[index], &mut state, &mut scratch);
+                    }
                 }
             }
             view.evaluate(Some(&state), time(tx.time), &mut row);
@@ -108,13 +111,16 @@ proptest! {
     fn the_order_of_arrival_does_not_matter(case in case(), order: Vec<Index>) {
         let features = case.features();
         let (_, view) = views(&features);
-        let mut events: Vec<Transaction> = case.transactions.iter().enumerate().map(|(at, tx)| tx.transaction(at)).collect();
-        events.sort_by_key(|event| event.event_time);
-        events.dedup_by_key(|event| event.event_time);
-        let state = |events: &[Transaction]| {
+        let transactions = case.transactions.iter().enumerate().map(|(at, tx)| tx.transaction(at));
+        let mut events: Vec<(Transaction, Vec<f64>)> = transactions.zip(carried(&features, &case)).collect();
+        events.sort_by_key(|(event, _)| event.event_time);
+        events.dedup_by_key(|(event, _)| event.event_time);
+        let state = |events: &[(Transaction, Vec<f64>)]| {
             let mut state = WindowState::default();
             let mut scratch = Scratch::default();
-            events.iter().for_each(|event| view.apply(event, &mut state, &mut scratch));
+            for (event, carried) in events {
+                view.apply_carrying(event, carried, &mut state, &mut scratch);
+            }
             state
         };
         let in_order = state(&events);

@@ -43,7 +43,7 @@ pub enum Filter {
     Always,
     /// `amount > units`
     Above(i64),
-    /// `amount > BASE`, the card's own mean
+    /// `amount > BASE`, the card's own mean, brought along to the terminal
     AboveBase,
     /// `other != "…0"`
     NotFirst,
@@ -444,10 +444,9 @@ fn over_ms() -> impl Strategy<Value = i64> {
     prop_oneof![3 => (1..=20_i64).prop_map(|seconds| seconds * 1000), 1 => 1..=20_000_i64]
 }
 
-fn filter(side: Side) -> impl Strategy<Value = Filter> {
+fn filter() -> impl Strategy<Value = Filter> {
     let above = prop_oneof![Just(0), (0..=100_000_i64).prop_map(|cents| cents * 100)].prop_map(Filter::Above);
-    let base = if side == Side::Card { Filter::AboveBase } else { Filter::NotFirst };
-    prop_oneof![3 => Just(Filter::Always), 1 => above, 1 => Just(base), 1 => Just(Filter::NotFirst)]
+    prop_oneof![3 => Just(Filter::Always), 1 => above, 1 => Just(Filter::AboveBase), 1 => Just(Filter::NotFirst)]
 }
 
 /// Aggregates that take numbers.
@@ -464,13 +463,12 @@ fn windows(
     let most = exact.map_or(8, |exact| u16::try_from(exact).unwrap_or(8).saturating_sub(1).clamp(1, 8));
     let window = (over_ms(), offset_ms, any::<bool>(), 1..=most);
     let drawn = (proptest::sample::select(aggregates(side, exact)), window, empty);
-    let window = (drawn, values, any::<bool>(), filter(side), filter(side)).prop_map(
+    let window = (drawn, values, any::<bool>(), filter(), filter()).prop_map(
         move |((aggregate, (over_ms, offset_ms, include_current, back), empty), value, bare, filter, matches)| {
             let value = match (aggregate, value) {
-                ("distinct", Value::Relative) if side == Side::Terminal => Value::Amount,
                 ("distinct" | "same_as_previous", value) => value,
                 ("first_seen", value) if side == Side::Card && !bare && exact != Some(0) => value,
-                (name, Value::Relative) if side == Side::Card && OF_NUMBERS.contains(&name) => Value::Relative,
+                (name, Value::Relative) if OF_NUMBERS.contains(&name) => Value::Relative,
                 (name, _) if OF_NUMBERS.contains(&name) => Value::Amount,
                 _ => Value::Nothing,
             };

@@ -24,6 +24,16 @@ pub fn views(features: &FeatureSet) -> (&View, &View) {
     (view(Entity::CardId), view(Entity::TerminalId))
 }
 
+/// What each transaction brings along to its terminal.
+pub fn carried(features: &FeatureSet, case: &Case) -> Vec<Vec<f64>> {
+    let (mut cards, mut scratch) = (vec![WindowState::default(); ENTITIES], Scratch::default());
+    let of_transaction = |(at, tx): (usize, &Tx)| match features.carry() {
+        Some(carry) => carry.values(&tx.transaction(at), &mut cards[tx.card], &mut scratch).collect(),
+        None => Vec::new(),
+    };
+    case.transactions.iter().enumerate().map(of_transaction).collect()
+}
+
 /// Every row as the oracle has it. `round_trip` gets the states of the entities of some of the events, to write them
 /// somewhere and to read them back.
 pub fn check(case: &Case, mut round_trip: impl FnMut(Side, usize, &mut WindowState)) -> Result<(), TestCaseError> {
@@ -32,7 +42,7 @@ pub fn check(case: &Case, mut round_trip: impl FnMut(Side, usize, &mut WindowSta
     let mut cards = vec![WindowState::default(); ENTITIES];
     let mut terminals = cards.clone();
     let (mut row, mut scratch) = (vec![0.0; features.width()], Scratch::default());
-    let mut newest = EventTime::MIN;
+    let (mut newest, carried) = (EventTime::MIN, carried(&features, case));
     for (step, entry) in case.log_with_labels_in_time().into_iter().enumerate() {
         let (Entry::Transaction(index) | Entry::Label(index, _)) = entry;
         let tx = &case.transactions[index];
@@ -46,7 +56,7 @@ pub fn check(case: &Case, mut round_trip: impl FnMut(Side, usize, &mut WindowSta
             Entry::Transaction(at) => {
                 newest = newest.max(time(tx.time));
                 let transaction = tx.transaction(at);
-                terminals_view.apply(&transaction, terminal, &mut scratch);
+                terminals_view.apply_carrying(&transaction, &carried[at], terminal, &mut scratch);
                 let mut replayed = card.clone();
                 features.join(&transaction, Some(card), &[None, Some(terminal)], &mut scratch, &mut row);
                 let expected = case.expected_row(at);

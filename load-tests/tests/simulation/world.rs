@@ -308,7 +308,8 @@ impl World<'_> {
             true => (view.key().as_str(), topics::TRANSACTIONS, scorer::GROUP),
             false => (view.key().as_str(), topics::ENTITY_EVENTS, materializer::aggregate::GROUP),
         });
-        for (view, topic, group) in views.chain([("rekey", topics::TRANSACTIONS, materializer::rekey::GROUP)]) {
+        let rekey = materializer::rekey::view(&FEATURES);
+        for (view, topic, group) in views.chain([(rekey.as_str(), topics::TRANSACTIONS, materializer::rekey::GROUP)]) {
             let committed: Vec<u64> = (0..partitions)
                 .map(|partition| {
                     let partition = scorer::log::TopicPartition { topic: topic.to_owned(), partition };

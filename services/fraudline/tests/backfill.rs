@@ -64,6 +64,8 @@ type Vectors = HashMap<Id, Vec<Option<u32>>>;
 struct Stream {
     cards: HashMap<Id, WindowState>,
     terminals: HashMap<Id, WindowState>,
+    /// Of cards, where the events are re-keyed.
+    carrying: HashMap<Id, WindowState>,
     scratch: Scratch,
     vectors: Vectors,
 }
@@ -85,7 +87,12 @@ impl Stream {
         features.assemble(transaction, &mut values, &mut vector);
         // Only then, as the windows of a terminal end days before.
         let state = self.terminals.entry(transaction.terminal_id.clone()).or_default();
-        terminal.apply(transaction, state, &mut self.scratch);
+        let card = self.carrying.entry(transaction.card_id.clone()).or_default();
+        let carried: Vec<f64> = match features.carry() {
+            Some(carry) => carry.values(transaction, card, &mut self.scratch).collect(),
+            None => Vec::new(),
+        };
+        terminal.apply_carrying(transaction, &carried, state, &mut self.scratch);
         let bits = vector.iter().map(|value| (!value.is_nan()).then_some(value.to_bits())).collect();
         assert_eq!(self.vectors.insert(transaction.transaction_id.clone(), bits), None, "every id is there once");
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use feature_store::{Checkpoint, Entity, FeatureSet, Scratch, StoreError, View, WindowState};
+use feature_store::{Carry, Checkpoint, Entity, FeatureSet, Scratch, StoreError, View, WindowState};
 use metrics::{Counter, Gauge, counter, gauge};
 use schemas::{CodecError, EntityEvent, EventTime, Id, Reader, topics, write_signed, write_unsigned};
 use scorer::log::{Commit, Committed, Consumer, LogError, Polled, Record, TopicPartition};
@@ -59,8 +59,8 @@ impl Aggregator {
         Ok(Aggregator {
             consumer: None,
             metrics: context.features.shared_views().map(|(_, view)| ViewMetrics::bind(view)).collect(),
+            options: options.for_stage(&context.features),
             context,
-            options,
             stride: stalest.unwrap_or_default() / 2,
             partitions: BTreeMap::new(),
             published: EventTime::MIN,
@@ -147,6 +147,7 @@ impl Aggregator {
                         events.push((record.offset, event));
                     }
                 }
+                states.stream.verify(partition)?;
                 states.table.begin_batch(share);
                 states.load(&*self.context.store, events.iter().map(|(_, event)| EntityStream::key(event)))?;
                 for (offset, event) in &events {
@@ -254,10 +255,13 @@ impl Aggregator {
                     sources: vec![EventTime::MIN; sources],
                     features,
                     scratch: Scratch::default(),
+                    foreign: None,
                 };
                 let consumer = &mut self.consumer;
                 let mut alive = || consumer.as_mut().map_or(Ok(()), |consumer| consumer.keep_alive());
-                views.push(PartitionStates::recover(&from, partition.clone(), stream, &mut alive)?);
+                let states = PartitionStates::recover(&from, partition.clone(), stream, &mut alive)?;
+                states.stream.verify(number)?;
+                views.push(states);
             }
             self.partitions.insert(number, views);
         }
@@ -273,11 +277,20 @@ struct EntityStream {
     sources: Vec<EventTime>,
     features: Arc<FeatureSet>,
     scratch: Scratch,
+    /// The first event that doesn't bring along what the definitions ask for.
+    foreign: Option<u64>,
 }
 
 impl EntityStream {
     fn view(&self) -> &View {
         &self.features.views()[self.view]
+    }
+
+    /// Nothing may be built on a stream that was re-keyed by other definitions.
+    fn verify(&self, partition: u32) -> Result<()> {
+        let Some(offset) = self.foreign else { return Ok(()) };
+        let partition = TopicPartition { topic: topics::ENTITY_EVENTS.to_owned(), partition };
+        Err(ScorerError::OtherCarried { partition, offset, groups: format!("{} and {GROUP}", crate::rekey::GROUP) })
     }
 }
 
@@ -298,7 +311,16 @@ impl Stream for EntityStream {
                 let of_view = matches!(&event, EntityEvent::Profile { view, .. } if view == self.view().name());
                 (of_view && self.view().is_profile()).then_some(event)
             }
-            Ok(event) => (!self.view().is_profile()).then_some(event),
+            Ok(event) => {
+                if let EntityEvent::Transaction { carried, .. } = &event {
+                    let meaning = carried.as_ref().map(|carried| carried.meaning);
+                    let wanted = self.features.carry().map(Carry::meaning);
+                    if wanted.is_some() && meaning != wanted {
+                        self.foreign.get_or_insert(record.offset);
+                    }
+                }
+                (!self.view().is_profile()).then_some(event)
+            }
             Err(error) => {
                 // Only the first stage writes this stream.
                 tracing::error!(partition = record.partition, offset = record.offset, %error, "a record of entity-events is skipped");
@@ -310,7 +332,7 @@ impl Stream for EntityStream {
     fn key(event: &EntityEvent) -> &Id {
         const NONE: &Id = &Id::const_new("");
         match event {
-            EntityEvent::Transaction(transaction) => &transaction.terminal_id,
+            EntityEvent::Transaction { transaction, .. } => &transaction.terminal_id,
             EntityEvent::Label { entity, .. } | EntityEvent::Profile { entity, .. } => entity,
             EntityEvent::Progress { .. } => NONE,
         }
@@ -319,7 +341,10 @@ impl Stream for EntityStream {
     fn apply(&mut self, event: &EntityEvent, state: &mut WindowState) {
         let view = &self.features.views()[self.view];
         match event {
-            EntityEvent::Transaction(transaction) => view.apply(transaction, state, &mut self.scratch),
+            EntityEvent::Transaction { transaction, carried } => {
+                let carried = carried.as_ref().map_or(&[][..], |carried| &carried.values);
+                view.apply_carrying(transaction, carried, state, &mut self.scratch);
+            }
             EntityEvent::Label { transaction_id, transaction_time, label_time, fraud, .. } => {
                 state.insert_label(transaction_id, *transaction_time, *label_time, *fraud);
             }

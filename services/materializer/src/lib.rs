@@ -34,7 +34,7 @@ pub struct Context {
 pub struct MaterializerOptions {
     /// Records taken at a time, at most, by either stage.
     pub batch_records_max: usize,
-    /// Memory for the states of all views.
+    /// Memory for the states of all views, those of cards included that events bring something along from.
     pub state_bytes_max: usize,
     /// How long changed states wait at most until they are written. They wait less where event
     /// time runs fast, so that the view stays well within its staleness.
@@ -55,6 +55,14 @@ impl Default for MaterializerOptions {
             commit_interval: Duration::from_millis(50),
             future_skew: Duration::from_secs(300),
         }
+    }
+}
+
+impl MaterializerOptions {
+    /// Limits of one stage of the two.
+    fn for_stage(self, features: &FeatureSet) -> MaterializerOptions {
+        let stages_with_states = if features.carry().is_some() { 2 } else { 1 };
+        MaterializerOptions { state_bytes_max: self.state_bytes_max / stages_with_states, ..self }
     }
 }
 

@@ -1,12 +1,17 @@
 //! Re-key: transactions, labels and profile updates, by entity, with word of how far they go.
+//!
+//! Where windows of other entities depend on a card's, this stage keeps those, too, and lets every event bring along their
+//! values ([`feature_store::Carry`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use feature_store::{Checkpoint, StoreError, WindowState};
+use feature_store::{Carry, Checkpoint, FeatureSet, Scratch, StoreError, WindowState};
 use metrics::{Counter, counter};
-use schemas::{CodecError, DeadLetterReason, EntityEvent, EventTime, Id, Label, ProfileUpdate, topics};
+use schemas::{
+    Carried, CodecError, DeadLetterReason, EntityEvent, EventTime, Id, Label, ProfileUpdate, Transaction, topics,
+};
 use scorer::emit::write_dead_letter;
 use scorer::ingest::{DeadLetter, PartitionIngest, Rejection, TimeRules};
 use scorer::log::{Commit, Committed, Consumer, LogError, Outbox, Polled, Record, TopicPartition};
@@ -19,8 +24,10 @@ use crate::{Context, MaterializerOptions};
 /// The consumer group of this stage.
 pub const GROUP: &str = "materializer-rekey";
 
-/// Under which the stage's own progress stands in the store.
-const VIEW: Id = Id::const_new("rekey");
+/// Under which the stage's own progress stands in the store, and its states of cards.
+pub fn view(features: &FeatureSet) -> Id {
+    features.carry().map_or(Id::const_new("rekey"), |carry| carry.view().key().clone())
+}
 
 /// How long labels and profile updates are waited for before it is asked again whether all have come.
 const SIDE_WAIT_MAX: Duration = Duration::from_millis(50);
@@ -31,7 +38,8 @@ pub struct Rekeyer {
     options: MaterializerOptions,
     /// `None` until the group is joined (anew).
     consumer: Option<Box<dyn Consumer>>,
-    partitions: BTreeMap<u32, PartitionStates<RekeyProgress>>,
+    partitions: BTreeMap<u32, PartitionStates<RekeyStream>>,
+    checkpointed_us: i64,
     entity_partitions: u32,
     /// A partition whose events are this much older than the newest is asked whether it is at its
     /// end: a part of what the view's readers can bear.
@@ -52,8 +60,9 @@ impl Rekeyer {
             consumer: None,
             progress_lag: staleness.unwrap_or_default() / 4,
             entity_partitions: context.log.ends(topics::ENTITY_EVENTS)?.len() as u32,
+            options: options.for_stage(&context.features),
             context,
-            options,
+            checkpointed_us: 0,
             partitions: BTreeMap::new(),
             outbox: Outbox::default(),
             offsets: BTreeMap::new(),
@@ -101,11 +110,9 @@ impl Rekeyer {
                 None => return Ok(true),
             }
         }
-        for record in &transactions {
-            self.transaction(record);
-        }
+        self.rekey(&transactions)?;
         worked |= self.announce()?;
-        if worked {
+        if worked || self.is_checkpoint_due() {
             self.commit()?;
         }
         Ok(worked)
@@ -163,15 +170,44 @@ impl Rekeyer {
         Ok(None)
     }
 
-    fn transaction(&mut self, record: &Record) {
-        let partition = TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition: record.partition };
-        self.offsets.insert(partition, record.offset + 1);
-        let states = self.partitions.get_mut(&record.partition).expect("records come from assigned partitions");
-        states.advance(record.offset + 1);
-        // What is no transaction becomes a dead letter in the scorer, which draws the same line.
-        let Ok(transaction) = states.stream.0.check(record) else { return };
-        let terminal = transaction.terminal_id.clone();
-        self.write(&terminal, record.timestamp_us, &EntityEvent::Transaction(transaction));
+    fn rekey(&mut self, records: &[Record]) -> Result<()> {
+        let mut valid: Vec<(&Record, Transaction)> = Vec::with_capacity(records.len());
+        for record in records {
+            let partition = TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition: record.partition };
+            self.offsets.insert(partition, record.offset + 1);
+            let states = self.partitions.get_mut(&record.partition).expect("records come from assigned partitions");
+            states.advance(record.offset + 1);
+            // What is no transaction becomes a dead letter in the scorer, which draws the same line.
+            if let Ok(transaction) = states.stream.ingest.check(record) {
+                valid.push((record, transaction));
+            }
+        }
+        let features = Arc::clone(&self.context.features);
+        let Some(carry) = features.carry() else {
+            for (record, transaction) in valid {
+                let terminal = transaction.terminal_id.clone();
+                self.write(&terminal, record.timestamp_us, &EntityEvent::Transaction { transaction, carried: None });
+            }
+            return Ok(());
+        };
+        let share = self.options.state_bytes_max / self.partitions.len().max(1);
+        for (&number, states) in &mut self.partitions {
+            let of_partition = valid.iter().filter(|(record, _)| record.partition == number);
+            states.table.begin_batch(share);
+            states.load(&*self.context.store, of_partition.map(|(_, transaction)| &transaction.card_id))?;
+        }
+        for (record, transaction) in valid {
+            let states = self.partitions.get_mut(&record.partition).expect("they were just read from");
+            let PartitionStates { table, stream, .. } = states;
+            let values = table.update(&transaction.card_id, record.offset, |state| {
+                carry.values(&transaction, state, &mut stream.scratch).collect()
+            });
+            let Some(values) = values else { return Err(states.store_ahead(record.offset)) };
+            let carried = Some(Carried { meaning: carry.meaning(), values });
+            let terminal = transaction.terminal_id.clone();
+            self.write(&terminal, record.timestamp_us, &EntityEvent::Transaction { transaction, carried });
+        }
+        Ok(())
     }
 
     /// A label or a profile update.
@@ -210,9 +246,10 @@ impl Rekeyer {
 
     /// Writes to every partition of the stream how far it is complete, where that has changed.
     fn announce(&mut self) -> Result<bool> {
-        let newest = self.partitions.values().map(|states| states.stream.0.newest()).max().unwrap_or(EventTime::MIN);
+        let newest =
+            self.partitions.values().map(|states| states.stream.ingest.newest()).max().unwrap_or(EventTime::MIN);
         // A partition read to its end holds nobody up. Only where one lags is it worth asking.
-        let lags = self.partitions.values().any(|states| states.stream.0.newest() + self.progress_lag < newest);
+        let lags = self.partitions.values().any(|states| states.stream.ingest.newest() + self.progress_lag < newest);
         let at_end = match &mut self.consumer {
             Some(consumer) if lags => {
                 consumer.reached(topics::TRANSACTIONS, &self.context.log.ends(topics::TRANSACTIONS)?)?
@@ -224,7 +261,7 @@ impl Rekeyer {
             .iter()
             .map(|(&partition, states)| {
                 let at_end = at_end.contains(&(partition, true));
-                (partition, if at_end { newest } else { states.stream.0.newest() })
+                (partition, if at_end { newest } else { states.stream.ingest.newest() })
             })
             .collect();
         if sources == self.announced || newest == EventTime::MIN {
@@ -241,13 +278,41 @@ impl Rekeyer {
         Ok(true)
     }
 
-    /// One commit of what was re-keyed, the offsets it came from, and the progress that goes with
-    /// it. `false`: the group was joined anew.
-    fn commit(&mut self) -> Result<bool> {
+    /// Whether the states are to be written. Without states of cards there is nothing to save up: the progress is a few bytes.
+    fn is_checkpoint_due(&self) -> bool {
+        if !self.partitions.values().any(PartitionStates::is_ahead_of_store) {
+            return false;
+        }
+        let waited = (self.context.clock)() - self.checkpointed_us;
+        let bytes: usize = self.partitions.values().map(|states| states.table.bytes()).sum();
+        Duration::from_micros(u64::try_from(waited).unwrap_or(0)) >= self.options.checkpoint_interval
+            || bytes > self.options.state_bytes_max
+            || self.context.features.carry().is_none()
+    }
+
+    fn take_checkpoint(&mut self) -> Checkpoint {
+        let view = self.context.features.carry().map(Carry::view);
+        let evict = |state: &mut WindowState| {
+            if let (Some(view), Some(newest)) = (view, state.newest()) {
+                view.evict(state, newest - view.keep());
+            }
+        };
         let partitions = self.partitions.values_mut().filter(|states| states.is_ahead_of_store());
-        let checkpoint = Checkpoint { partitions: partitions.map(|states| states.checkpoint(|_| ())).collect() };
-        let offsets: Vec<(TopicPartition, u64)> = std::mem::take(&mut self.offsets).into_iter().collect();
-        let commit = Commit { outputs: &self.outbox, offsets: &offsets, metadata: "", checkpoint: Some(&checkpoint) };
+        Checkpoint { partitions: partitions.map(|states| states.checkpoint(evict)).collect() }
+    }
+
+    /// One commit of what was re-keyed, the offsets it came from, and the states that go with them where that is due.
+    /// `false`: the group was joined anew.
+    fn commit(&mut self) -> Result<bool> {
+        let checkpoint = self.is_checkpoint_due().then(|| self.take_checkpoint());
+        let mut offsets = std::mem::take(&mut self.offsets);
+        // A checkpoint's states stand at what is committed, be it by an earlier commit.
+        for written in checkpoint.iter().flat_map(|checkpoint| &checkpoint.partitions) {
+            let partition = TopicPartition { topic: topics::TRANSACTIONS.to_owned(), partition: written.partition };
+            offsets.insert(partition, written.watermark.offset);
+        }
+        let offsets: Vec<(TopicPartition, u64)> = offsets.into_iter().collect();
+        let commit = Commit { outputs: &self.outbox, offsets: &offsets, metadata: "", checkpoint: checkpoint.as_ref() };
         let Some(consumer) = &mut self.consumer else { return Ok(false) };
         let committed = match consumer.commit(&commit) {
             Err(LogError::Fenced(_)) => {
@@ -256,13 +321,16 @@ impl Rekeyer {
             }
             committed => committed?,
         };
-        if committed == Committed::WithoutCheckpoint {
-            futures_executor::block_on(self.context.store.write(&checkpoint)).map_err(ScorerError::from)?;
-        }
-        for written in &checkpoint.partitions {
-            if let Some(states) = self.partitions.get_mut(&written.partition) {
-                states.written(written);
+        if let Some(checkpoint) = checkpoint {
+            if committed == Committed::WithoutCheckpoint {
+                futures_executor::block_on(self.context.store.write(&checkpoint)).map_err(ScorerError::from)?;
             }
+            for written in &checkpoint.partitions {
+                if let Some(states) = self.partitions.get_mut(&written.partition) {
+                    states.written(written);
+                }
+            }
+            self.checkpointed_us = (self.context.clock)();
         }
         self.rekeyed.increment(self.outbox.len() as u64);
         self.outbox.clear();
@@ -289,13 +357,15 @@ impl Rekeyer {
         };
         for partition in assigned.into_iter().filter(|partition| transactions(&partition)) {
             let number = partition.partition;
-            let stream = RekeyProgress(PartitionIngest::new(rules, Arc::clone(&self.context.features)));
+            let features = Arc::clone(&self.context.features);
+            let ingest = PartitionIngest::new(rules, Arc::clone(&features));
+            let stream = RekeyStream { ingest, features, scratch: Scratch::default() };
             let from = Recovery {
                 log: &*self.context.log,
                 store: &*self.context.store,
                 group: GROUP,
-                view: &VIEW,
-                state_bytes_max: usize::MAX,
+                view: &view(&self.context.features),
+                state_bytes_max: self.options.state_bytes_max,
             };
             let consumer = &mut self.consumer;
             let mut alive = || consumer.as_mut().map_or(Ok(()), |consumer| consumer.keep_alive());
@@ -307,33 +377,40 @@ impl Rekeyer {
     }
 }
 
-/// Ingest of a partition as the scorer has it, but without states: only the event time that
-/// lateness is held against.
-struct RekeyProgress(PartitionIngest);
+/// Ingest of a partition as the scorer has it, with states of its cards only where events bring something along.
+struct RekeyStream {
+    ingest: PartitionIngest,
+    features: Arc<FeatureSet>,
+    scratch: Scratch,
+}
 
-impl Stream for RekeyProgress {
-    type Event = Id;
+impl Stream for RekeyStream {
+    type Event = Transaction;
 
-    fn read(&mut self, record: &Record) -> Option<Id> {
-        self.0.read(record);
-        None
+    fn read(&mut self, record: &Record) -> Option<Transaction> {
+        let transaction = self.ingest.read(record);
+        transaction.filter(|_| self.features.carry().is_some())
     }
 
-    fn key(event: &Id) -> &Id {
-        event
+    fn key(event: &Transaction) -> &Id {
+        &event.card_id
     }
 
-    fn apply(&mut self, _event: &Id, _state: &mut WindowState) {}
+    fn apply(&mut self, event: &Transaction, state: &mut WindowState) {
+        if let Some(carry) = self.features.carry() {
+            carry.view().apply(event, state, &mut self.scratch);
+        }
+    }
 
     fn complete_to(&self) -> EventTime {
-        self.0.complete_to()
+        self.ingest.complete_to()
     }
 
     fn save(&self, out: &mut Vec<u8>) {
-        self.0.save(out);
+        self.ingest.save(out);
     }
 
     fn restore(&mut self, bytes: &[u8]) -> std::result::Result<(), CodecError> {
-        self.0.restore(bytes)
+        self.ingest.restore(bytes)
     }
 }

@@ -62,6 +62,14 @@ pub enum ScorerError {
         served: models::Promotion,
         reason: String,
     },
+    /// The re-keyed stream was written by other definitions.
+    #[error(
+        "{partition}, offset {offset}: the event lacks what the definitions now have it bring along from the windows of its card, as it \
+         was re-keyed by others. Stop the materializers, delete the topic {topic} and the consumer groups {groups}, and start again: the \
+         stream is written anew from the transactions kept",
+        topic = schemas::topics::ENTITY_EVENTS
+    )]
+    OtherCarried { partition: log::TopicPartition, offset: u64, groups: String },
     /// Records that the stored states lack are gone.
     #[error(
         "{partition}: the stored states of {view} end at offset {stored}, and retention has removed what follows up to \

@@ -208,6 +208,12 @@ impl<S: Stream> PartitionStates<S> {
         }
     }
 
+    /// What is wrong where a state includes the event at `offset` already, and those below are all that was committed.
+    pub fn store_ahead(&self, offset: u64) -> ScorerError {
+        let (view, partition) = (self.view.to_string(), self.partition.clone());
+        ScorerError::StoreAhead { view, partition, stored: offset + 1, committed: offset }
+    }
+
     /// Whether a checkpoint is of these states.
     pub fn is_of(&self, checkpoint: &PartitionCheckpoint) -> bool {
         (&self.view, self.partition.partition) == (&checkpoint.view, checkpoint.partition)

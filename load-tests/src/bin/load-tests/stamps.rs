@@ -29,7 +29,7 @@ pub fn ahead(
     }
     let view = |entity| features.view_of(entity).map(|view| view.key().clone()).ok_or(anyhow!("no view of {entity}"));
     let (card, terminal) = (view(Entity::CardId)?, view(Entity::TerminalId)?);
-    let rekey = Id::const_new("rekey");
+    let rekey = materializer::rekey::view(features);
     let store = environment.store()?;
     let mut progress = Progress::new("reading stored states", (cards.len() + terminals.len()) as u64);
     let mut read = 0;
