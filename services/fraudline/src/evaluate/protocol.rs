@@ -23,6 +23,9 @@ const VALIDATION_FOLDS: [&str; 4] = ["2018-07-11", "2018-07-04", "2018-06-27", "
 const WEEK: i64 = 7;
 /// Of the legitimate training rows, how many are for calibration, too.
 const CALIBRATED_ONE_IN: usize = 20;
+/// Legitimate transactions for each fraud in an epoch of training: so many, unless all together are more than that.
+const LEGITIMATE_PER_FRAUD: usize = 60;
+const LEGITIMATE_AN_EPOCH_MAX: usize = 200_000;
 /// Cards looked into each day.
 const CARDS: usize = 100;
 
@@ -169,8 +172,8 @@ pub(super) fn run(protocol: &Protocol, layout: &FeatureLayout, vectors: &Vectors
 
 /// What the validation folds choose among.
 fn candidates() -> Vec<Candidate> {
-    let network = NetworkConfig::Tabular { pieces: 16, members: 4, hidden: vec![64, 32] };
-    [0.2, 0.4].map(|dropout| Candidate { network: network.clone(), dropout }).into()
+    let network = |pieces| NetworkConfig::Tabular { pieces, members: 4, hidden: vec![64, 32] };
+    [8, 16].map(|pieces| Candidate { network: network(pieces), dropout: 0.2 }).into()
 }
 
 fn mean(folds: &[FoldFigures]) -> Figures {
@@ -194,8 +197,8 @@ impl Protocol {
                 let figures = self.evaluate(&folds[fold], candidate, layout, seed)?;
                 progress.advance();
                 progress.line(&format!(
-                    "fold {}, dropout {}, seed {seed}: average precision {:.4}",
-                    folds[fold].training_from, candidate.dropout, figures.average_precision
+                    "fold {}, {}, dropout {}, seed {seed}: average precision {:.4}",
+                    folds[fold].training_from, candidate.network, candidate.dropout, figures.average_precision
                 ));
                 results.lock()[fold * self.seeds as usize + seed as usize] = Some(figures);
             }
@@ -231,13 +234,14 @@ impl Protocol {
         layout: &FeatureLayout,
         seed: u64,
     ) -> anyhow::Result<Figures> {
+        let frauds = fold.training.labels.iter().filter(|&&fraud| fraud).count();
         let options = TrainOptions {
             seed,
             epochs: self.epochs,
             kept: KeptEpoch::Last,
             network: candidate.network.clone(),
             dropout: candidate.dropout,
-            legitimate_per_fraud: 60,
+            legitimate_per_fraud: LEGITIMATE_PER_FRAUD.min(LEGITIMATE_AN_EPOCH_MAX / frauds.max(1)).max(1),
             ..TrainOptions::default()
         };
         // The ranks of scores, which are all that counts, don't depend on the calibration: any rows will do, and few of them.
