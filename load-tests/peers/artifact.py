@@ -36,6 +36,8 @@ class Artifact:
     def __init__(self, folder):
         with open(os.path.join(folder, "config.json")) as file:
             self.config = json.load(file)
+        if self.config["network"]["type"] == "history":
+            sys.exit(f"{folder}: peers run multilayer perceptrons and tabular networks, not history networks; name another artifact")
         found = tensors(os.path.join(folder, "model.safetensors"))
         self.mean, self.scale = found["normalization.mean"], found["normalization.scale"]
         features = self.config["layout"]["features"]

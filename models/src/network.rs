@@ -7,6 +7,12 @@ use burn::{
 };
 use rand::{RngExt, rngs::StdRng};
 
+mod history;
+use history::HistoryNetwork;
+#[cfg(test)]
+pub(crate) use history::tests as history_tests;
+pub(crate) use history::{Attention, BELOW, Grid, History, Places, Shape, is_missing};
+
 use crate::encode::Encoding;
 
 /// One layer's weights: `weight` is outputs × inputs, row-major, as PyTorch stores it.
@@ -24,6 +30,7 @@ pub(crate) enum Weights {
     /// Fully connected layers, with ReLU between them.
     Mlp(Vec<Dense>),
     Tabular(Tabular),
+    History(History),
 }
 
 /// Several small networks over one encoding, of whose logits the mean is taken: each errs in its own way.
@@ -65,28 +72,18 @@ impl Dense {
 }
 
 impl Weights {
-    fn layers(&self) -> Box<dyn Iterator<Item = &Dense> + '_> {
-        match self {
-            Weights::Mlp(layers) => Box::new(layers.iter()),
-            Weights::Tabular(Tabular { first, members, .. }) => {
-                Box::new(std::iter::once(first).chain(members.iter().flatten()))
-            }
-        }
-    }
-
     /// How many numbers were trained.
     pub(crate) fn parameters(&self) -> usize {
-        self.layers().map(|layer| layer.weight.len() + layer.bias.len()).sum()
+        let layers: Box<dyn Iterator<Item = &Dense>> = match self {
+            Weights::Mlp(layers) => Box::new(layers.iter()),
+            Weights::Tabular(tabular) => Box::new(tabular.layers()),
+            Weights::History(history) => return history.parameters(),
+        };
+        layers.map(|layer| layer.weight.len() + layer.bias.len()).sum()
     }
 
     /// A bound on every sum on the way to the logit, given one on the absolute inputs.
     pub(crate) fn bound(&self, inputs: f64) -> f64 {
-        let through = |layers: &[Dense], bound: f64| {
-            layers.iter().fold((bound, bound), |(most, bound), layer| {
-                let bound = layer.output_bound(bound);
-                (most.max(bound), bound)
-            })
-        };
         match self {
             Weights::Mlp(layers) => through(layers, inputs).0,
             Weights::Tabular(Tabular { first, members, .. }) => {
@@ -94,11 +91,24 @@ impl Weights {
                 let members = members.iter().map(|layers| through(layers, hidden).0);
                 members.fold(hidden, f64::max)
             }
+            Weights::History(history) => history.bound(),
         }
     }
 }
 
+/// Bounds on every sum in layers and on their outputs, given one on the absolute inputs.
+fn through(layers: &[Dense], bound: f64) -> (f64, f64) {
+    layers.iter().fold((bound, bound), |(most, bound), layer| {
+        let bound = layer.output_bound(bound);
+        (most.max(bound), bound)
+    })
+}
+
 impl Tabular {
+    fn layers(&self) -> impl Iterator<Item = &Dense> {
+        std::iter::once(&self.first).chain(self.members.iter().flatten())
+    }
+
     /// Members with these hidden widths, of which there is at least one.
     pub(crate) fn random(encoding: Encoding, members: usize, hidden: &[usize], random: &mut StdRng) -> Tabular {
         let components = encoding.components();
@@ -120,6 +130,7 @@ impl Tabular {
 pub(crate) enum Network<B: Backend> {
     Mlp(Layers<B>),
     Tabular(TabularNetwork<B>),
+    History(HistoryNetwork<B>),
 }
 
 /// Fully connected layers with ReLU between them.
@@ -162,6 +173,7 @@ impl<B: Backend> Network<B> {
         match weights {
             Weights::Mlp(layers) => Network::Mlp(Layers::new(layers, device)),
             Weights::Tabular(tabular) => Network::Tabular(TabularNetwork::new(tabular, device)),
+            Weights::History(history) => Network::History(HistoryNetwork::new(history, device)),
         }
     }
 
@@ -169,7 +181,8 @@ impl<B: Backend> Network<B> {
     pub(crate) fn weights(&self, like: &Weights) -> Weights {
         match (self, like) {
             (Network::Tabular(network), Weights::Tabular(like)) => Weights::Tabular(network.weights(&like.encoding)),
-            (Network::Tabular(_), Weights::Mlp(_)) => unreachable!("a network keeps its kind"),
+            (Network::History(network), Weights::History(like)) => Weights::History(network.weights(like)),
+            (Network::Tabular(_) | Network::History(_), _) => unreachable!("a network keeps its kind"),
             (Network::Mlp(layers), _) => Weights::Mlp(layers.weights()),
         }
     }
@@ -190,6 +203,7 @@ impl<B: Backend> Network<B> {
         match self {
             Network::Mlp(layers) => layers.forward(inputs),
             Network::Tabular(network) => network.members(inputs, dropout),
+            Network::History(network) => network.members(inputs, dropout),
         }
     }
 
@@ -198,6 +212,7 @@ impl<B: Backend> Network<B> {
         match self {
             Network::Mlp(_) => 0,
             Network::Tabular(network) => network.first.weight.dims()[1],
+            Network::History(network) => network.dropped(),
         }
     }
 }
@@ -236,8 +251,13 @@ impl<B: Backend> TabularNetwork<B> {
         Tensor::cat(vec![ramps, steps], 2).reshape([rows, columns * pieces * 2])
     }
 
+    /// The first layer, before its activation: rows × its outputs.
+    fn first(&self, inputs: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.first.forward(self.encode(inputs))
+    }
+
     fn members(&self, inputs: Tensor<B, 2>, dropout: Option<Tensor<B, 2>>) -> Tensor<B, 2> {
-        let mut hidden = relu(self.first.forward(self.encode(inputs)));
+        let mut hidden = relu(self.first(inputs));
         if let Some(dropout) = dropout {
             hidden = hidden * dropout;
         }

@@ -1,7 +1,8 @@
 //! From a row of features to the inputs of a network.
 //!
 //! A value becomes `clip((signed_log(x) − mean) · scale)`; a missing one becomes 0, the mean. Each
-//! nullable column has one more input, 1 where its value is missing.
+//! nullable column has one more input, 1 where its value is missing. Columns of one channel of a sequence share mean and scale: the same
+//! value gives the same input wherever in the sequence it stands.
 
 use schemas::FeatureLayout;
 
@@ -31,11 +32,19 @@ impl Normalization {
 
     pub(crate) fn fit(layout: &FeatureLayout, training: &Dataset) -> Normalization {
         let width = layout.width();
+        // Where a column's moments are: its own, or those of its channel's first column.
+        let mut shared: Vec<usize> = (0..width).collect();
+        for sequence in layout.sequences() {
+            for columns in &sequence.columns {
+                columns.iter().zip(&sequence.columns[0]).for_each(|(column, first)| shared[*column] = *first);
+            }
+        }
         // Welford's running mean and sum of squares, per column.
         let mut moments = vec![(0u64, 0.0f64, 0.0f64); width];
         for row in training.rows.chunks_exact(width) {
-            for (value, (count, mean, squares)) in row.iter().zip(&mut moments) {
+            for (value, shared) in row.iter().zip(&shared) {
                 if !value.is_nan() {
+                    let (count, mean, squares) = &mut moments[*shared];
                     let logged = f64::from(signed_log(*value));
                     *count += 1;
                     let delta = logged - *mean;
@@ -44,13 +53,14 @@ impl Normalization {
                 }
             }
         }
-        let scale = moments.iter().map(|(count, _, squares)| {
+        let moments = || shared.iter().map(|shared| &moments[*shared]);
+        let scale = moments().map(|(count, _, squares)| {
             let deviation = (squares / (*count).max(1) as f64).sqrt();
             if deviation > 1e-6 { (1.0 / deviation) as f32 } else { 0.0 }
         });
         Normalization {
             scale: scale.collect(),
-            mean: moments.iter().map(|(_, mean, _)| *mean as f32).collect(),
+            mean: moments().map(|(_, mean, _)| *mean as f32).collect(),
             nullable: nullable_columns(layout),
         }
     }
@@ -83,7 +93,8 @@ impl Normalization {
     }
 }
 
-fn nullable_columns(layout: &FeatureLayout) -> Vec<usize> {
+/// Those with an input that says where their value is missing, in this order.
+pub(crate) fn nullable_columns(layout: &FeatureLayout) -> Vec<usize> {
     let columns = layout.features().iter().enumerate();
     columns.filter(|(_, feature)| feature.nullable).map(|(column, _)| column).collect()
 }

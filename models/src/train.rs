@@ -29,7 +29,7 @@ use crate::{
     encode::Encoding,
     error::panic_message,
     evaluate,
-    network::{Dense, Network, Tabular, Weights, host, layer_shapes},
+    network::{Dense, History, Network, Places, Shape, Tabular, Weights, host, layer_shapes},
     normalize::{Normalization, check_rows},
     score::cuda_driver_is_loaded,
     threshold::thresholds,
@@ -197,11 +197,13 @@ pub fn train(
     progress: &mut dyn FnMut(&Epoch),
 ) -> Result<Artifact, ModelError> {
     options.check()?;
+    options.network.check_layout(layout)?;
     training.check("training", layout)?;
     validation.check("validation", layout)?;
 
     let normalization = Normalization::fit(layout, training);
     let fit = Fit {
+        layout,
         normalization: &normalization,
         training,
         validation,
@@ -248,6 +250,7 @@ pub fn train(
 
 /// One training run: on what, and how.
 struct Fit<'a> {
+    layout: &'a FeatureLayout,
     normalization: &'a Normalization,
     training: &'a Dataset,
     validation: &'a Dataset,
@@ -296,7 +299,7 @@ impl Fit<'_> {
         device: &B::Device,
         progress: &mut dyn FnMut(&Epoch),
     ) -> Result<Fitted, ModelError> {
-        let first = self.first_weights();
+        let first = self.first_weights()?;
         let mut network = Network::<B>::new(&first, device);
         let decay = self.options.weight_decay as f32;
         let mut optimizer = AdamWConfig::new().with_weight_decay(decay).init::<B, Network<B>>();
@@ -397,20 +400,29 @@ impl Fit<'_> {
     }
 
     /// What training begins with.
-    fn first_weights(&self) -> Weights {
+    fn first_weights(&self) -> Result<Weights, ModelError> {
         let (inputs, mut random) = (self.normalization.inputs(), self.random(0));
-        match &self.options.network {
+        let encoded = || {
+            let mut rows = Vec::with_capacity(self.training.labels.len() * inputs);
+            self.normalization.encode(&self.training.rows, &mut rows);
+            rows
+        };
+        Ok(match &self.options.network {
             NetworkConfig::Mlp { hidden } => {
                 let shapes = layer_shapes(inputs, hidden).into_iter();
                 Weights::Mlp(shapes.map(|shape| Dense::random(shape, &mut random)).collect())
             }
             NetworkConfig::Tabular { pieces, members, hidden } => {
-                let mut rows = Vec::with_capacity(self.training.labels.len() * inputs);
-                self.normalization.encode(&self.training.rows, &mut rows);
-                let encoding = Encoding::fit(&rows, inputs, &self.training.labels, *pieces);
+                let encoding = Encoding::fit(&encoded(), inputs, &self.training.labels, *pieces);
                 Weights::Tabular(Tabular::random(encoding, *members, hidden, &mut random))
             }
-        }
+            NetworkConfig::History { pieces, members, hidden, width } => {
+                let places = Places::of(self.layout).map_err(ModelError::Training)?;
+                let shape = Shape { pieces: *pieces, members: *members, hidden, width: *width };
+                let (rows, labels) = (encoded(), &self.training.labels);
+                Weights::History(History::random(places, (&rows, inputs), labels, shape, &mut random))
+            }
+        })
     }
 
     /// By what outputs are multiplied: 0 for a share of them, and for the rest what keeps their mean.

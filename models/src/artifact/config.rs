@@ -4,7 +4,7 @@ use schemas::FeatureLayout;
 use serde::{Deserialize, Serialize};
 
 use super::Artifact;
-use crate::{AlertThreshold, calibrate::Calibration, threshold};
+use crate::{AlertThreshold, ModelError, calibrate::Calibration, network::Places, threshold};
 
 pub(super) const FORMAT_VERSION: u32 = 2;
 const MODEL_TYPE: &str = "fraudline";
@@ -24,6 +24,15 @@ pub enum NetworkConfig {
         /// Widths of each member's hidden layers, of which there is at least one.
         hidden: Vec<usize>,
     },
+    /// A tabular network whose members also read the sequences of the layout, step by step, with attention.
+    History {
+        /// As of a tabular network, and of the channels of a step.
+        pieces: usize,
+        members: usize,
+        hidden: Vec<usize>,
+        /// Numbers that a member makes of a step.
+        width: usize,
+    },
 }
 
 impl std::fmt::Display for NetworkConfig {
@@ -40,6 +49,11 @@ impl std::fmt::Display for NetworkConfig {
                  {pieces} pieces for each input",
                 widths(hidden)
             ),
+            NetworkConfig::History { pieces, members, hidden, width } => write!(
+                out,
+                "the mean of {members} multilayer perceptrons, hidden layers {}, over a piecewise linear encoding of up to {pieces}                  pieces for each input, beside what each reads in the sequence of earlier transactions with attention over vectors                  of {width}",
+                widths(hidden)
+            ),
         }
     }
 }
@@ -48,14 +62,23 @@ impl NetworkConfig {
     pub(crate) fn check(&self) -> Result<(), String> {
         let (numbers, hidden) = match self {
             NetworkConfig::Mlp { hidden } => (vec![], hidden),
-            NetworkConfig::Tabular { hidden, .. } if hidden.is_empty() => {
-                return Err("a tabular network needs a hidden layer".into());
+            NetworkConfig::Tabular { hidden, .. } | NetworkConfig::History { hidden, .. } if hidden.is_empty() => {
+                return Err("a tabular or history network needs a hidden layer".into());
             }
             NetworkConfig::Tabular { pieces, members, hidden } => (vec![*pieces, *members], hidden),
+            NetworkConfig::History { pieces, members, hidden, width } => (vec![*pieces, *members, *width], hidden),
         };
         match numbers.iter().chain(hidden).all(|number| *number > 0) {
             true => Ok(()),
             false => Err("a network's pieces, members and widths must be above 0".into()),
+        }
+    }
+
+    /// Fails, saying what to do, where such a network can't read vectors of this layout.
+    pub fn check_layout(&self, layout: &FeatureLayout) -> Result<(), ModelError> {
+        match self {
+            NetworkConfig::Mlp { .. } | NetworkConfig::Tabular { .. } => Ok(()),
+            NetworkConfig::History { .. } => Places::of(layout).map(|_| ()).map_err(ModelError::Training),
         }
     }
 }
@@ -146,6 +169,9 @@ impl Config {
         }
         if let Err(problem) = config.network.check() {
             return refuse(format!("has no usable network: {problem}"), RESTORE);
+        }
+        if let Err(problem) = config.network.check_layout(&layout) {
+            return refuse(format!("has a network that can't read its `layout`: {problem}"), RESTORE);
         }
         if !config.calibration.is_rising() {
             return refuse("has a `calibration` that is no rising curve".into(), RESTORE);

@@ -6,7 +6,7 @@ use schemas::FeatureLayout;
 use super::{Artifact, NetworkConfig};
 use crate::{
     encode::Encoding,
-    network::{Dense, Tabular, Weights, layer_shapes},
+    network::{Attention, Dense, Grid, History, Places, Tabular, Weights, layer_shapes},
     normalize::Normalization,
 };
 
@@ -15,28 +15,43 @@ const LOGIT_BOUND: f64 = 1e30;
 
 pub(super) fn encode(artifact: &Artifact) -> Result<Vec<u8>, SafeTensorError> {
     let bytes = |numbers: &[f32]| -> Vec<u8> { numbers.iter().flat_map(|number| number.to_le_bytes()).collect() };
+    let tensor = |name: &str, shape: &[usize], numbers: &[f32]| (name.to_string(), shape.to_vec(), bytes(numbers));
+    let dense = |name: &str, layer: &Dense| {
+        [
+            tensor(&format!("{name}.weight"), &[layer.outputs, layer.inputs], &layer.weight),
+            tensor(&format!("{name}.bias"), &[layer.outputs], &layer.bias),
+        ]
+    };
+    let edges =
+        |name: &str, encoding: &Encoding| tensor(name, &[encoding.inputs(), encoding.pieces() + 1], encoding.edges());
     let width = artifact.layout.width();
     let mut tensors = vec![
-        ("normalization.mean".to_string(), vec![width], bytes(&artifact.normalization.mean)),
-        ("normalization.scale".to_string(), vec![width], bytes(&artifact.normalization.scale)),
+        tensor("normalization.mean", &[width], &artifact.normalization.mean),
+        tensor("normalization.scale", &[width], &artifact.normalization.scale),
     ];
-    let mut dense = |name: &str, layer: &Dense| {
-        tensors.push((format!("{name}.weight"), vec![layer.outputs, layer.inputs], bytes(&layer.weight)));
-        tensors.push((format!("{name}.bias"), vec![layer.outputs], bytes(&layer.bias)));
-    };
-    match &artifact.weights {
+    let (tabular, sequences) = match &artifact.weights {
         Weights::Mlp(layers) => {
-            layers.iter().enumerate().for_each(|(index, layer)| dense(&format!("layers.{index}"), layer));
+            let layers = layers.iter().enumerate();
+            tensors.extend(layers.flat_map(|(index, layer)| dense(&format!("layers.{index}"), layer)));
+            (None, &[][..])
         }
-        Weights::Tabular(Tabular { encoding, first, members }) => {
-            dense("first", first);
-            for (member, layers) in members.iter().enumerate() {
-                let name = |index| format!("members.{member}.layers.{index}");
-                layers.iter().enumerate().for_each(|(index, layer)| dense(&name(index), layer));
-            }
-            let shape = vec![encoding.inputs(), encoding.pieces() + 1];
-            tensors.push(("encoding.edges".to_string(), shape, bytes(encoding.edges())));
+        Weights::Tabular(tabular) => (Some(tabular), &[][..]),
+        Weights::History(history) => (Some(&history.tabular), &history.sequences[..]),
+    };
+    if let Some(Tabular { encoding, first, members }) = tabular {
+        tensors.extend(dense("first", first));
+        for (member, layers) in members.iter().enumerate() {
+            let name = |index| format!("members.{member}.layers.{index}");
+            tensors.extend(layers.iter().enumerate().flat_map(|(index, layer)| dense(&name(index), layer)));
         }
+        tensors.push(edges("encoding.edges", encoding));
+    }
+    for (index, Attention { encoding, step, positions, score }) in sequences.iter().enumerate() {
+        let name = |part: &str| format!("sequences.{index}.{part}");
+        tensors.extend(dense(&name("step"), step));
+        tensors.extend(dense(&name("score"), score));
+        tensors.push(tensor(&name("positions"), &[positions.len() / step.outputs, step.outputs], positions));
+        tensors.push(edges(&name("encoding.edges"), encoding));
     }
     let views: Result<Vec<_>, SafeTensorError> = tensors
         .iter()
@@ -80,20 +95,52 @@ pub(super) fn decode(
         let shapes = layer_shapes(inputs, hidden).into_iter().enumerate();
         shapes.map(|(index, shape)| dense(&format!("{name}layers.{index}"), shape)).collect()
     };
+    let encoding = |name: String, inputs: usize, pieces: usize| -> Result<Encoding, String> {
+        let edges = read(&name, &[inputs, pieces + 1])?;
+        Encoding::new(inputs, pieces, edges).ok_or(format!("has `{name}` that do not rise"))
+    };
+    // Of members whose first layers have `width` outputs each.
+    let tabular = |inputs: usize, pieces: usize, members: usize, width: usize, behind: &[usize]| {
+        let encoding = encoding("encoding.edges".into(), inputs, pieces)?;
+        let member = |member: usize| layers(&format!("members.{member}."), width, behind);
+        Ok::<Tabular, String>(Tabular {
+            first: dense("first", (encoding.components(), members * width))?,
+            members: (0..members).map(member).collect::<Result<_, String>>()?,
+            encoding,
+        })
+    };
     let inputs = normalization.inputs();
+    const NO_HIDDEN: &str = "is of a network without a hidden layer";
     let (weights, tensors) = match network {
         NetworkConfig::Mlp { hidden } => (Weights::Mlp(layers("", inputs, hidden)?), 2 * (hidden.len() + 1)),
         NetworkConfig::Tabular { pieces, members, hidden } => {
-            let edges = read("encoding.edges", &[inputs, pieces + 1])?;
-            let encoding = Encoding::new(inputs, *pieces, edges).ok_or("has `encoding.edges` that do not rise")?;
-            let (width, behind) = hidden.split_first().ok_or("is of a network without a hidden layer")?;
-            let member = |member: usize| layers(&format!("members.{member}."), *width, behind);
-            let tabular = Tabular {
-                first: dense("first", (encoding.components(), members * width))?,
-                members: (0..*members).map(member).collect::<Result<_, String>>()?,
-                encoding,
-            };
+            let (width, behind) = hidden.split_first().ok_or(NO_HIDDEN)?;
+            let tabular = tabular(inputs, *pieces, *members, *width, behind)?;
             (Weights::Tabular(tabular), 1 + 2 + members * 2 * hidden.len())
+        }
+        NetworkConfig::History { pieces, members, hidden, width } => {
+            let places = Places::of(layout)?;
+            let (first, behind) = hidden.split_first().ok_or(NO_HIDDEN)?;
+            let own = first + places.sequences.len() * width;
+            let outputs = members * width;
+            let attention = |(index, grid): (usize, &Grid)| {
+                let name = |part: &str| format!("sequences.{index}.{part}");
+                let encoding = encoding(name("encoding.edges"), grid.channels, *pieces)?;
+                Ok::<Attention, String>(Attention {
+                    step: dense(&name("step"), (encoding.components(), outputs))?,
+                    positions: read(&name("positions"), &[grid.steps, outputs])?,
+                    score: dense(&name("score"), (*width, *members))?,
+                    encoding,
+                })
+            };
+            let history = History {
+                tabular: tabular(places.others.len(), *pieces, *members, own, behind)?,
+                sequences: places.sequences.iter().enumerate().map(attention).collect::<Result<_, _>>()?,
+                hidden: *first,
+                places,
+            };
+            let tensors = 1 + 2 + members * 2 * hidden.len() + 6 * history.sequences.len();
+            (Weights::History(history), tensors)
         }
     };
     let expected = 2 + tensors;

@@ -2,6 +2,7 @@
 //!
 //! burn's network ([`crate::network`]) is what is trained; the tests hold the logits of both against each other.
 
+mod attention;
 mod dense;
 mod piecewise;
 mod vectors;
@@ -10,9 +11,10 @@ use std::time::Instant;
 
 use crate::{
     Artifact, ModelError,
-    network::{Dense, Tabular, Weights},
+    network::{Dense, History, Tabular, Weights},
     score::{DeviceStages, Engine},
 };
+use attention::Reader;
 use dense::{Activations, Head, Panels, Rows};
 use piecewise::Piecewise;
 use vectors::Vectors;
@@ -27,6 +29,8 @@ pub(crate) struct CpuNetwork {
     inputs: usize,
     /// The layer over the encoding, of all members side by side; a multilayer perceptron has none.
     first: Option<Piecewise>,
+    /// Of a history network: which inputs that layer reads, and what is read in the sequences.
+    history: Option<Readers>,
     /// Of whose logits the mean is taken.
     members: Vec<Member>,
     encoded: Activations,
@@ -35,6 +39,27 @@ pub(crate) struct CpuNetwork {
     /// Of one member, and a chunk.
     member_logits: Vec<f32>,
     logits: Vec<f32>,
+}
+
+struct Readers {
+    others: Vec<usize>,
+    sequences: Vec<Reader>,
+    /// The others of a chunk.
+    chosen: Vec<f32>,
+}
+
+impl Readers {
+    fn pack(history: &History) -> Readers {
+        let (members, stride) = (history.tabular.members.len(), history.own());
+        let mut from = history.hidden;
+        let grids = history.sequences.iter().zip(&history.places.sequences);
+        let reader = grids.map(|(sequence, grid)| {
+            let reader = Reader::pack(sequence, grid, members, from, stride);
+            from += sequence.score.inputs;
+            reader
+        });
+        Readers { sequences: reader.collect(), others: history.places.others.clone(), chosen: Vec::new() }
+    }
 }
 
 struct Member {
@@ -62,8 +87,19 @@ impl CpuNetwork {
         let (inputs, first, encoded, layers) = match weights {
             Weights::Mlp(layers) => (layers[0].inputs, None, 0, std::slice::from_ref(layers)),
             Weights::Tabular(Tabular { encoding, first, members }) => {
-                (encoding.inputs(), Some(Piecewise::pack(encoding, first)), first.outputs, &members[..])
+                let packed = Piecewise::pack(encoding, first, |_| false);
+                (encoding.inputs(), Some(packed), first.outputs, &members[..])
             }
+            Weights::History(history) => {
+                let Tabular { encoding, first, members } = &history.tabular;
+                // Queries are linear.
+                let packed = Piecewise::pack(encoding, first, |output| output % history.own() >= history.hidden);
+                (history.places.inputs(), Some(packed), first.outputs, &members[..])
+            }
+        };
+        let history = match weights {
+            Weights::History(history) => Some(Readers::pack(history)),
+            Weights::Mlp(_) | Weights::Tabular(_) => None,
         };
         let members = layers.iter().enumerate().map(|(index, layers)| Member::pack(index * layers[0].inputs, layers));
         let hidden = layers.iter().flat_map(|layers| &layers[..layers.len() - 1]);
@@ -72,6 +108,7 @@ impl CpuNetwork {
             vectors,
             inputs,
             first,
+            history,
             members: members.collect(),
             encoded: Activations::new(CHUNK_ROWS, encoded),
             activations: [Activations::new(CHUNK_ROWS, width), Activations::new(CHUNK_ROWS, width)],
@@ -82,10 +119,20 @@ impl CpuNetwork {
 
     /// Appends the logits of at most [`CHUNK_ROWS`] rows.
     fn chunk(&mut self, chunk: &[f32]) {
-        let CpuNetwork { vectors, inputs, first, members, encoded, activations: [from, to], .. } = self;
+        let CpuNetwork { vectors, inputs, first, history, members, encoded, activations: [from, to], .. } = self;
         let (mut input, count) = (Rows { values: chunk, stride: *inputs }, chunk.len() / *inputs);
+        if let Some(Readers { others, chosen, .. }) = history {
+            chosen.clear();
+            chosen.extend(chunk.chunks_exact(*inputs).flat_map(|row| others.iter().map(|input| row[*input])));
+            input = Rows { values: chosen, stride: others.len() };
+        }
         if let Some(first) = first {
             first.run(*vectors, input, count, encoded);
+            for reader in history.iter_mut().flat_map(|readers| &mut readers.sequences) {
+                for (index, row) in chunk.chunks_exact(*inputs).enumerate() {
+                    reader.run(*vectors, row, encoded.row_mut(index));
+                }
+            }
             input = encoded.rows();
         }
         let begin = self.logits.len();
@@ -141,7 +188,7 @@ mod tests {
     use super::*;
     use crate::{
         encode::Encoding,
-        network::{Network, host, layer_shapes},
+        network::{Network, Shape, history_tests, host, layer_shapes},
     };
 
     fn any(shape: (usize, usize), random: &mut StdRng) -> Dense {
@@ -185,14 +232,27 @@ mod tests {
         ];
         let tabulars: [(usize, usize, usize, &[usize]); 5] =
             [(33, 16, 4, &[64, 32]), (1, 1, 1, &[1]), (5, 8, 3, &[5]), (20, 24, 2, &[17, 40, 3]), (50, 3, 8, &[16])];
+        let histories = [
+            (9, &[(16, 4)][..], Shape { pieces: 16, members: 4, hidden: &[64, 32], width: 16 }),
+            (3, &[(5, 2), (3, 3)], Shape { pieces: 4, members: 3, hidden: &[9], width: 5 }),
+            (1, &[(1, 1)], Shape { pieces: 1, members: 1, hidden: &[1, 3], width: 1 }),
+            (5, &[(30, 2)], Shape { pieces: 7, members: 2, hidden: &[17, 8], width: 33 }),
+        ];
+        let histories = histories.map(|(others, sequences, shape)| {
+            let history = history_tests::history(others, sequences, shape, random);
+            (history.places.inputs(), Weights::History(history))
+        });
         let mlps = mlps.map(|(inputs, hidden)| (inputs, mlp(inputs, hidden, random)));
         let tabulars = tabulars
             .map(|(inputs, pieces, members, hidden)| (inputs, tabular(inputs, pieces, members, hidden, random)));
-        mlps.into_iter().chain(tabulars).collect()
+        mlps.into_iter().chain(tabulars).chain(histories).collect()
     }
 
     /// Rows anywhere, and with every value upon an edge where there are edges.
     fn rows(count: usize, inputs: usize, weights: &Weights, random: &mut StdRng) -> Vec<f32> {
+        if let Weights::History(history) = weights {
+            return history_tests::rows(history, count, random);
+        }
         let mut rows: Vec<f32> = (0..count * inputs).map(|_| random.random_range(-4.0..4.0)).collect();
         if let (Weights::Tabular(Tabular { encoding, .. }), 5..) = (weights, count) {
             let edges = encoding.edges().chunks_exact(encoding.pieces() + 1);
@@ -239,16 +299,23 @@ mod tests {
     #[test]
     fn a_rows_bits_depend_on_the_row_alone() {
         let mut random = StdRng::seed_from_u64(1);
-        let weights = [mlp(17, &[50, 33], &mut random), tabular(17, 6, 3, &[20, 7], &mut random)];
-        for (weights, vectors) in
+        let shape = Shape { pieces: 6, members: 3, hidden: &[20, 7], width: 9 };
+        let history = history_tests::history(5, &[(8, 3)], shape, &mut random);
+        let weights = [
+            (17, mlp(17, &[50, 33], &mut random)),
+            (17, tabular(17, 6, 3, &[20, 7], &mut random)),
+            (history.places.inputs(), Weights::History(history)),
+        ];
+        for ((inputs, weights), vectors) in
             weights.iter().flat_map(|weights| Vectors::all().into_iter().map(move |v| (weights, v)))
         {
-            let rows = rows(300, 17, weights, &mut random);
+            let inputs = *inputs;
+            let rows = rows(300, inputs, weights, &mut random);
             let mut network = CpuNetwork::pack(vectors, weights);
             let expected = logits(&mut network, &rows);
             for count in 1..=100 {
                 let begin = random.random_range(0..=300 - count);
-                let found = logits(&mut network, &rows[begin * 17..(begin + count) * 17]);
+                let found = logits(&mut network, &rows[begin * inputs..(begin + count) * inputs]);
                 assert_eq!(found, expected[begin..begin + count], "{count} rows, {vectors:?}");
             }
         }

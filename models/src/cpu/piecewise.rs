@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{encode::Encoding, network::Dense};
 
-/// Outputs are `max(0, bias + Σ over inputs, in order)`: the sum's order is that of the inputs, whatever the batch.
+/// Outputs are `max(floor, bias + Σ over inputs, in order)`: the sum's order is that of the inputs, whatever the batch.
 pub(crate) struct Piecewise {
     inputs: usize,
     pieces: usize,
@@ -23,6 +23,8 @@ pub(crate) struct Piecewise {
     /// Inputs × (pieces + 1): where a piece begins and one over its width; first of all 0, for values below all pieces.
     ramps: Vec<(f32, f32)>,
     bias: Aligned,
+    /// 0 for outputs with ReLU, and below everything for those without.
+    floor: Aligned,
     /// Inputs × (pieces + 1) × 2 × outputs: the sum of all weights that stand for 1, and the ramp's.
     table: Aligned,
     /// Of the row at hand, reused: how many pieces of each input begin at or below its value.
@@ -32,8 +34,8 @@ pub(crate) struct Piecewise {
 }
 
 impl Piecewise {
-    /// `layer` takes the encoding's components.
-    pub(crate) fn pack(encoding: &Encoding, layer: &Dense) -> Piecewise {
+    /// `layer` takes the encoding's components; its outputs are put through ReLU, except those that are linear.
+    pub(crate) fn pack(encoding: &Encoding, layer: &Dense, is_linear: impl Fn(usize) -> bool) -> Piecewise {
         let (inputs, pieces) = (encoding.inputs(), encoding.pieces());
         let outputs = layer.outputs.next_multiple_of(LANES);
         let (begins, per_width) = encoding.bounds();
@@ -48,6 +50,8 @@ impl Piecewise {
         }
         let mut bias = Aligned::zeros(outputs);
         bias[..layer.outputs].copy_from_slice(&layer.bias);
+        let mut floor = Aligned::zeros(outputs);
+        (0..layer.outputs).filter(|output| is_linear(*output)).for_each(|output| floor[output] = f32::MIN);
         let mut table = Aligned::zeros(inputs * (pieces + 1) * 2 * outputs);
         for (output, weights) in layer.weight.chunks_exact(layer.inputs).enumerate() {
             for (input, weights) in weights.chunks_exact(2 * pieces).enumerate() {
@@ -63,7 +67,8 @@ impl Piecewise {
                 }
             }
         }
-        Piecewise { inputs, pieces, outputs, lower, ramps, bias, table, found: vec![0; inputs], taken: Vec::new() }
+        let (found, taken) = (vec![0; inputs], Vec::new());
+        Piecewise { inputs, pieces, outputs, lower, ramps, bias, floor, table, found, taken }
     }
 
     /// Writes the outputs of `count` rows of `input`.
@@ -139,9 +144,10 @@ impl Piecewise {
                 sums[index] = simd.mul_add_f32s(ramp, own[index], simd.add_f32s(sums[index], before[index]));
             }
         }
+        let (floor, _) = S::as_simd_f32s(&self.floor[begin..][..VECTORS * S::F32_LANES]);
         let outputs = &mut outputs[vector..][..VECTORS];
         for index in 0..VECTORS {
-            outputs[index] = simd.max_f32s(sums[index], simd.splat_f32s(0.0));
+            outputs[index] = simd.max_f32s(sums[index], floor[index]);
         }
         VECTORS
     }

@@ -44,18 +44,22 @@ pub(crate) struct TrainArgs {
     /// Days between the two, in which the training days' labels would still be unknown
     #[arg(long, default_value_t = 7)]
     delay_days: u32,
-    /// `tabular`, which is the more exact, or `mlp`, which is the faster
+    /// `tabular`, which is the more exact; `mlp`, which is the faster; or `history`, which reads a card's last transactions one by one, of
+    /// features that tell of them (history.yaml)
     #[arg(long, default_value = "tabular")]
     network: Network,
     /// Widths of the hidden layers, of each member where there are several
     #[arg(long, value_delimiter = ',', default_values_t = [64, 32], value_name = "WIDTH,…")]
     hidden: Vec<usize>,
-    /// Small networks whose mean a tabular network is
+    /// Small networks whose mean a tabular or history network is
     #[arg(long, default_value_t = 4)]
     members: usize,
-    /// Pieces of a tabular network's encoding, for each input at most
+    /// Pieces of a tabular or history network's encoding, for each input at most
     #[arg(long, default_value_t = 16)]
     pieces: usize,
+    /// Numbers that each member of a history network makes of an earlier transaction
+    #[arg(long, default_value_t = 16)]
+    width: usize,
     #[arg(long, default_value_t = 20)]
     epochs: usize,
     /// On the CPU, the same seed and input give the same artifact, bit for bit; CUDA may differ in the last bits from run to run
@@ -70,6 +74,7 @@ pub(crate) struct TrainArgs {
 enum Network {
     Tabular,
     Mlp,
+    History,
 }
 
 impl TrainArgs {
@@ -78,6 +83,7 @@ impl TrainArgs {
         match self.network {
             Network::Tabular => NetworkConfig::Tabular { pieces, members, hidden },
             Network::Mlp => NetworkConfig::Mlp { hidden },
+            Network::History => NetworkConfig::History { pieces, members, hidden, width: self.width },
         }
     }
 }
@@ -99,6 +105,7 @@ pub(crate) fn run(args: &TrainArgs) -> anyhow::Result<()> {
         Some(path) => FeatureSet::load(path)?,
         None => FeatureSet::bundled(),
     };
+    args.network().check_layout(features.layout())?;
     let all = Vectors::read(args.source.open(Some(args.days), None)?, &features, args.warm_up_days)?;
     let times = &all.times;
     let last = *times.last().context("no transaction is left after the warm-up; lower --warm-up-days")?;

@@ -73,3 +73,29 @@ fn killed_it_goes_on_to_the_same_folder() {
         assert!(expected == found, "{} differs", expected.0);
     }
 }
+
+#[test]
+fn a_history_network_needs_a_sequence_and_reads_the_one_of_history_yaml() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("input.parquet");
+    simulate(&input, 200, 60);
+    let output = folder.path().join("history");
+    let mut command = train(&input, &output);
+    let command = command.args(["--network", "history", "--hidden", "16,8", "--members", "2"]);
+    let (code, text) = run(command);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("the features have no sequence of them: declare `previous`"), "{text}");
+
+    let definitions = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../feature-store/definitions/history.yaml");
+    let (code, text) = run(command.arg("--features").arg(&definitions));
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("epoch   2 ") && text.contains("alert budget"), "{text}");
+    let config: Value = serde_json::from_slice(&std::fs::read(output.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["network"]["type"], "history");
+
+    let mut evaluate = fraudline();
+    evaluate.args(["evaluate", "--device", "cpu", "--model"]).arg(&output).arg("--input").arg(&input);
+    let (code, text) = run(evaluate.arg("--features").arg(&definitions));
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("fraud@1 on cpu"), "{text}");
+}
