@@ -144,6 +144,7 @@ pub enum Entity {
     /// The key of the transactions topic: one scorer sees all events of a card, and keeps its windows, the current event included.
     CardId,
     /// Paid at with cards of every partition: the materializer keeps its windows, and the scorer reads them through the online store.
+    /// What goes into them may depend on windows of the card that paid, as they were for the event.
     TerminalId,
 }
 
