@@ -172,8 +172,8 @@ pub(super) fn run(protocol: &Protocol, layout: &FeatureLayout, vectors: &Vectors
 
 /// What the validation folds choose among.
 fn candidates() -> Vec<Candidate> {
-    let network = |members| NetworkConfig::Tabular { pieces: 8, members, hidden: vec![64, 32] };
-    [4, 8].map(|members| Candidate { network: network(members), dropout: 0.2 }).into()
+    let network = |pieces| NetworkConfig::Tabular { pieces, members: 4, hidden: vec![64, 32] };
+    [8, 16].map(|pieces| Candidate { network: network(pieces), dropout: 0.2 }).into()
 }
 
 fn mean(folds: &[FoldFigures]) -> Figures {
