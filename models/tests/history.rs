@@ -126,7 +126,9 @@ fn an_artifact_round_trips_and_an_interrupted_training_goes_on_to_it() {
         assert_eq!(bits(&loaded, batch), expected, "batches of {batch}");
     }
     let card = fs::read_to_string(folder.path().join("1").join("README.md")).unwrap();
-    assert!(card.contains("with attention over vectors of 12"), "{card}");
+    let network = "encoding of up to 8 pieces for each input, beside what each reads in the sequences of earlier transactions, with \
+                   attention over vectors of 12, ";
+    assert!(card.contains(network), "{card}");
 
     let checkpoints = |resume| Some(Checkpoints { file: folder.path().join("run.checkpoint"), resume });
     let stopped = std::panic::catch_unwind(|| {
