@@ -33,16 +33,35 @@ impl Encoding {
     ///
     /// `rows` is rows × inputs, without missing values.
     pub(crate) fn fit(rows: &[f32], inputs: usize, labels: &[bool], pieces: usize) -> Encoding {
+        Encoding::fitted(rows, inputs, labels, pieces, pieces)
+    }
+
+    /// The same with half as many splits, and the other edges spread evenly over the rows.
+    ///
+    /// For inputs that are held against others: where a value tells nothing by itself, a tree's splits are anywhere, and most of the
+    /// values may lie between two of them.
+    pub(crate) fn fit_spread(rows: &[f32], inputs: usize, labels: &[bool], pieces: usize) -> Encoding {
+        Encoding::fitted(rows, inputs, labels, pieces, pieces.div_ceil(2))
+    }
+
+    /// Of at most `pieces`, by at most `leaves` of a tree.
+    fn fitted(rows: &[f32], inputs: usize, labels: &[bool], pieces: usize, leaves: usize) -> Encoding {
         let mut edges = Vec::with_capacity(inputs * (pieces + 1));
         let mut column: Vec<(f32, bool)> = Vec::with_capacity(labels.len());
         for input in 0..inputs {
             column.clear();
             column.extend(rows.iter().skip(input).step_by(inputs).copied().zip(labels.iter().copied()));
             column.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-            let mut own = splits(&column, pieces);
+            let mut own = splits(&column, leaves);
             own.extend([column.first(), column.last()].into_iter().flatten().map(|(value, _)| *value));
             own.sort_unstable_by(f32::total_cmp);
             own.dedup();
+            if leaves < pieces && !column.is_empty() {
+                let free = (pieces + 1).saturating_sub(own.len());
+                own.extend((1..=free).map(|edge| column[edge * column.len() / (free + 1)].0));
+                own.sort_unstable_by(f32::total_cmp);
+                own.dedup();
+            }
             let last = own.last().copied().unwrap_or_default();
             own.resize(pieces + 1, last);
             edges.append(&mut own);
@@ -153,6 +172,20 @@ mod tests {
         assert_eq!(inverse[..6], [1.0 / 299.5, 0.01, 1.0 / 500.0, 1.0 / 99.5, 0.0, 0.0]);
         assert!(lower[6..].iter().all(|edge| *edge == UNUSED));
         assert_eq!(Encoding::new(2, 6, encoding.edges().to_vec()), Some(encoding));
+    }
+
+    #[test]
+    fn edges_that_no_split_takes_are_spread_over_the_rows() {
+        // Frauds above 900; a second input that tells nothing and has three values.
+        let rows: Vec<f32> = (0..1000).flat_map(|row| [row as f32, (row % 3) as f32]).collect();
+        let labels: Vec<bool> = (0..1000).map(|row| row >= 900).collect();
+        let encoding = Encoding::fit_spread(&rows, 2, &labels, 6);
+        assert_eq!(encoding.edges()[..7], [0.0, 200.0, 400.0, 600.0, 800.0, 899.5, 999.0]);
+        let mut edges = encoding.edges()[7..].to_vec();
+        edges.dedup();
+        assert!([0.0, 1.0, 2.0].iter().all(|value| edges.contains(value)), "{edges:?}");
+        assert_eq!(Encoding::fit_spread(&[1.0, 2.0], 1, &[true, false], 1).edges(), [1.0, 2.0]);
+        assert_eq!(Encoding::fit_spread(&[], 1, &[], 2).edges(), [0.0; 3]);
     }
 
     #[test]

@@ -180,6 +180,34 @@ mod tests {
     }
 
     #[test]
+    fn columns_of_a_channel_share_mean_and_scale() {
+        let placed = |channel: &str, position| schemas::SequencePlace {
+            sequence: "last 2".into(),
+            channel: channel.into(),
+            position,
+        };
+        let spec =
+            |name: &str, place| FeatureSpec { name: name.into(), definition: name.into(), nullable: true, place };
+        let layout = FeatureLayout::new(vec![
+            spec("own", None),
+            spec("a1", Some(placed("a", 1))),
+            spec("b1", Some(placed("b", 1))),
+            spec("a2", Some(placed("a", 2))),
+            spec("b2", Some(placed("b", 2))),
+        ]);
+        // Of a the signed logs 1, 3 and 5, one of them missing; of b 2 throughout.
+        let rows = vec![0.0, 1.0, 3.0, 7.0, 3.0, 1.0, 31.0, 3.0, f32::NAN, 3.0];
+        let training = Dataset { rows, width: 5, labels: vec![false; 2] };
+        let normalization = Normalization::fit(&layout, &training);
+        assert_eq!(normalization.mean, [0.5, 3.0, 2.0, 3.0, 2.0]);
+        let deviation = (8.0f32 / 3.0).sqrt();
+        let scales = [2.0, 1.0 / deviation, 0.0, 1.0 / deviation, 0.0];
+        for (found, expected) in normalization.scale.iter().zip(scales) {
+            assert!((found - expected).abs() < 1e-6, "{:?}", normalization.scale);
+        }
+    }
+
+    #[test]
     fn rows_are_checked_against_the_layout() {
         let layout = layout();
         assert!(check_rows(&layout, &[]).is_ok());

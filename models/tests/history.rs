@@ -1,9 +1,12 @@
 //! A history network on a problem where only the sequence of a card's payments tells frauds.
 #![allow(clippy::unwrap_used)]
 
+use std::fs;
+
 use models::{Artifact, Checkpoints, Dataset, Device, Epoch, NetworkConfig, Scorer, TrainOptions, evaluate, train};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use schemas::{FeatureLayout, FeatureSpec, SequencePlace};
+use sha2::{Digest, Sha256};
 
 const STEPS: usize = 8;
 /// Columns that are of no sequence.
@@ -84,7 +87,7 @@ fn average_precision(artifact: &Artifact, data: &Dataset) -> f64 {
 fn finds_what_only_the_sequence_tells() {
     let (training, validation, test) = (sample(1, 24_000), sample(2, 8_000), sample(3, 8_000));
     let share = test.labels.iter().filter(|label| **label).count() as f64 / test.labels.len() as f64;
-    let epochs = |network, epochs| TrainOptions { epochs, ..options(network) };
+    let epochs = |network, epochs| TrainOptions { epochs, batch_size: 128, ..options(network) };
 
     let network = NetworkConfig::Tabular { pieces: 8, members: 2, hidden: vec![24, 16] };
     let (training_of, validation_of) = (others_of(&training), others_of(&validation));
@@ -92,7 +95,7 @@ fn finds_what_only_the_sequence_tells() {
     let chance = average_precision(&blind, &others_of(&test));
     assert!(chance < 1.5 * share, "{chance} without the sequence, by chance {share}");
 
-    let reading = train(&layout(), &training, &validation, &epochs(history(), 20), &mut |epoch| {
+    let reading = train(&layout(), &training, &validation, &epochs(history(), 14), &mut |epoch| {
         println!("{epoch:?}");
     });
     let found = average_precision(&reading.unwrap(), &test);
@@ -122,8 +125,10 @@ fn an_artifact_round_trips_and_an_interrupted_training_goes_on_to_it() {
     for batch in [1, 7, 64, 1_500] {
         assert_eq!(bits(&loaded, batch), expected, "batches of {batch}");
     }
-    let card = std::fs::read_to_string(folder.path().join("1").join("README.md")).unwrap();
-    assert!(card.contains("with attention over vectors of 12"), "{card}");
+    let card = fs::read_to_string(folder.path().join("1").join("README.md")).unwrap();
+    let network = "encoding of up to 8 pieces for each input, beside what each reads in the sequences of earlier transactions, with \
+                   attention over vectors of 12, ";
+    assert!(card.contains(network), "{card}");
 
     let checkpoints = |resume| Some(Checkpoints { file: folder.path().join("run.checkpoint"), resume });
     let stopped = std::panic::catch_unwind(|| {
@@ -138,7 +143,38 @@ fn an_artifact_round_trips_and_an_interrupted_training_goes_on_to_it() {
 }
 
 #[test]
-fn another_shape_or_a_layout_without_a_sequence_is_refused() {
+fn weights_of_another_shape_are_refused() {
+    let (training, validation) = (sample(4, 2_000), sample(5, 1_000));
+    let options = TrainOptions { epochs: 1, ..options(history()) };
+    let artifact = train(&layout(), &training, &validation, &options, &mut |_| {}).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    for (version, (from, to, says)) in [
+        // Two members with 24 outputs of their own, and a query of 12 or 13.
+        ("\"width\": 12", "\"width\": 13", "has `first.weight` of shape [72, 32], not [74, 32]"),
+        ("\"members\": 2", "\"members\": 3", "has `first.weight` of shape [72, 32], not [108, 32]"),
+        ("\"pieces\": 8", "\"pieces\": 7", "has `encoding.edges` of shape [2, 9], not [2, 8]"),
+        ("\"type\": \"history\"", "\"type\": \"histories\"", "unknown variant `histories`"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = folder.path().join(version.to_string());
+        artifact.save(&path).unwrap();
+        // With a checksum to match.
+        let config = fs::read_to_string(path.join("config.json")).unwrap();
+        let edited = config.replacen(from, to, 1);
+        assert_ne!(edited, config);
+        let sum = |text: &str| Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let sums = fs::read_to_string(path.join("SHA256SUMS")).unwrap().replace(&sum(&config), &sum(&edited));
+        fs::write(path.join("config.json"), edited).unwrap();
+        fs::write(path.join("SHA256SUMS"), sums).unwrap();
+        let error = Artifact::load(&path).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
+fn a_network_without_layers_and_a_layout_without_a_sequence_are_refused() {
     let (training, validation) = (sample(4, 2_000), sample(5, 1_000));
     let error = train(&others(), &others_of(&training), &others_of(&validation), &options(history()), &mut |_| {})
         .unwrap_err()

@@ -51,7 +51,9 @@ impl std::fmt::Display for NetworkConfig {
             ),
             NetworkConfig::History { pieces, members, hidden, width } => write!(
                 out,
-                "the mean of {members} multilayer perceptrons, hidden layers {}, over a piecewise linear encoding of up to {pieces}                  pieces for each input, beside what each reads in the sequence of earlier transactions with attention over vectors                  of {width}",
+                "the mean of {members} multilayer perceptrons, hidden layers {}, over a piecewise linear encoding of up to {pieces} \
+                 pieces for each input, beside what each reads in the sequences of earlier transactions, with attention over \
+                 vectors of {width}",
                 widths(hidden)
             ),
         }

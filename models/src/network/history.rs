@@ -150,7 +150,7 @@ impl Grid {
                     }
                 }
             }
-            edges.extend_from_slice(Encoding::fit(&values, 1, &of_values, pieces).edges());
+            edges.extend_from_slice(Encoding::fit_spread(&values, 1, &of_values, pieces).edges());
         }
         Encoding::new(self.channels, pieces, edges).expect("edges that were fitted rise")
     }
@@ -185,7 +185,7 @@ impl History {
     ) -> History {
         let others: Vec<f32> =
             rows.chunks_exact(inputs).flat_map(|row| places.others.iter().map(|input| row[*input])).collect();
-        let encoding = Encoding::fit(&others, places.others.len(), labels, shape.pieces);
+        let encoding = Encoding::fit_spread(&others, places.others.len(), labels, shape.pieces);
         let sequences: Vec<Attention> = places
             .sequences
             .iter()
