@@ -33,8 +33,7 @@ module "fraudline" {
     node_count                   = 2
     endpoint_public_access_cidrs = var.endpoint_public_access_cidrs
   }
-  topics             = { partitions = 8, retention = "45days" }
-  scorer             = { replicas = 1, workers = 1 }
-  alarm_emails       = var.alarm_emails
-  log_retention_days = 30
+  topics       = { partitions = 8, retention = "45days" }
+  scorer       = { replicas = 1, workers = 1 }
+  alarm_emails = var.alarm_emails
 }

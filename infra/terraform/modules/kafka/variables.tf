@@ -125,6 +125,11 @@ variable "log_retention_days" {
   description = "How long the brokers' logs are kept."
   type        = number
   default     = 365
+
+  validation {
+    condition     = var.log_retention_days >= 365
+    error_message = "log_retention_days must be 365 at least: who did what is asked months later."
+  }
 }
 
 variable "secret_recovery_days" {

@@ -34,6 +34,11 @@ variable "log_retention_days" {
   description = "How long the records of refused connections are kept."
   type        = number
   default     = 365
+
+  validation {
+    condition     = var.log_retention_days >= 365
+    error_message = "log_retention_days must be 365 at least: who did what is asked months later."
+  }
 }
 
 variable "kms_key_arn" {
