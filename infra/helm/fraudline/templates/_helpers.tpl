@@ -26,6 +26,8 @@ helm.sh/chart: {{ .root.Chart.Name }}-{{ .root.Chart.Version }}
 {{- $values := .Values -}}
 {{- $config := deepCopy $values.config -}}
 {{- $_ := set $config "drain_timeout" (printf "%ds" (int $values.drainSeconds)) -}}
+{{- /* A pod that is updated comes back under its name: its partitions wait for it, and nothing is rebalanced. */ -}}
+{{- $_ := set $config "kafka" (merge ($config.kafka | default dict) (dict "leave_on_stop" false)) -}}
 {{- $_ := set $config "scorer" (merge (dict "workers" $values.scorer.workers "http" "0.0.0.0:6567") ($config.scorer | default dict)) -}}
 {{- $_ := set $config "materializer" (merge (dict "http" "0.0.0.0:6568") ($config.materializer | default dict)) -}}
 {{- $_ := set $config "server" (merge (dict "http" "0.0.0.0:6566") ($config.server | default dict)) -}}

@@ -55,7 +55,8 @@ resource "aws_msk_cluster" "this" {
   cluster_name           = var.name
   kafka_version          = var.kafka_version
   number_of_broker_nodes = var.number_of_broker_nodes
-  enhanced_monitoring    = "PER_TOPIC_PER_BROKER"
+  # What the alarms need. More of it costs by the metric, and the brokers' own exporters have it all (below).
+  enhanced_monitoring = "DEFAULT"
 
   broker_node_group_info {
     instance_type   = var.broker_node_instance_type
