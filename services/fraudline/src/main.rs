@@ -1,5 +1,6 @@
 //! `fraudline`: the one binary.
 
+mod admin;
 mod config;
 mod dataset;
 mod dead_letters;
@@ -47,6 +48,9 @@ enum Command {
     /// The configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Topics and the online store's schema, from one file
+    #[command(subcommand)]
+    Admin(admin::AdminCommand),
     /// Feature definitions
     #[command(subcommand)]
     Features(features::FeaturesCommand),
@@ -95,6 +99,7 @@ fn main() -> anyhow::Result<()> {
         Command::Materialize(args) => service::materialize::run(&args),
         Command::Serve(args) => service::serve::run(&args),
         Command::Config(ConfigCommand::Check(args)) => config::check(&args),
+        Command::Admin(command) => admin::run(&command),
         Command::Features(command) => features::run(&command),
         Command::Profiles(command) => profiles::run(&command),
         Command::Store(command) => store::run(&command),

@@ -21,7 +21,7 @@ pub(crate) struct MigrateArgs {
     replication: CqlReplication,
 }
 
-fn replication(text: &str) -> Result<CqlReplication, String> {
+pub(crate) fn replication(text: &str) -> Result<CqlReplication, String> {
     let wrong = || format!("`{text}` is no replication; write a number, or dc1=3,dc2=3");
     if let Ok(factor) = text.parse() {
         return Ok(CqlReplication::Simple { factor });

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use feature_store::{Checkpoint, FeatureSet};
-use models::Contribution;
-use schemas::{Alert, Id, Reason, Score, SourcePosition, Transaction, headers, topics};
+use models::{Answer, Contribution};
+use schemas::{Alert, Amount, Id, Reason, Score, SourcePosition, Transaction, headers, topics};
 
 use crate::Result;
 use crate::ingest::{DeadLetter, Event};
@@ -28,6 +28,9 @@ pub struct EmitOptions {
 pub struct Emitted {
     pub scores: u64,
     pub alerts: u64,
+    pub answers: Vec<Answer>,
+    /// Of each event, in the order of the answers' scores.
+    pub amounts: Vec<Amount>,
     pub dead_letters: Vec<DeadLetter>,
     /// When the record of each event was appended, in microseconds since the Unix epoch.
     pub appended_us: Vec<i64>,
@@ -87,6 +90,8 @@ pub fn emit(
     Ok(Emitted {
         scores: batch.events.len() as u64,
         alerts,
+        amounts: batch.events.iter().map(|event| event.transaction.amount).collect(),
+        answers: batch.answers,
         dead_letters: batch.dead_letters,
         appended_us: batch.events.iter().map(|event| event.timestamp_us).collect(),
         next: batch.next,

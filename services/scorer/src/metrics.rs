@@ -4,13 +4,20 @@ use std::time::Duration;
 
 use feature_store::{FeatureSet, View, ViewReader};
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
-use schemas::DeadLetterReason;
+use models::Answer;
+use schemas::{Amount, DeadLetterReason};
 
 use crate::log::{Log, LogError, TopicPartition};
 
 pub const EVENTS: &str = "fraudline_events_total";
 pub const SCORES: &str = "fraudline_scores_total";
 pub const ALERTS: &str = "fraudline_alerts_total";
+/// Scores by the model that made them; label `model`: `name@version`.
+pub const MODEL_SCORES: &str = "fraudline_model_scores_total";
+/// The scores, as probabilities.
+pub const SCORE: &str = "fraudline_score";
+/// What payments are about; label `alert`: whether they were flagged.
+pub const AMOUNT: &str = "fraudline_amount";
 pub const DEAD_LETTERS: &str = "fraudline_dead_letters_total";
 pub const STAGE_SECONDS: &str = "fraudline_stage_duration_seconds";
 pub const LATENCY_SECONDS: &str = "fraudline_event_to_commit_seconds";
@@ -42,6 +49,11 @@ pub(crate) struct WorkerMetrics {
     pub(crate) scores: Counter,
     pub(crate) alerts: Counter,
     dead_letters: [Counter; DeadLetterReason::ALL.len()],
+    score_values: Histogram,
+    /// Of payments that are no alert, and of those that are.
+    amounts: [Histogram; 2],
+    /// Of the model that scored last, by its label.
+    model_scores: Option<(String, Counter)>,
     pub(crate) ingest: Histogram,
     pub(crate) join: Histogram,
     pub(crate) assemble: Histogram,
@@ -72,6 +84,9 @@ impl WorkerMetrics {
             scores: counter!(SCORES),
             alerts: counter!(ALERTS),
             dead_letters: DeadLetterReason::ALL.map(|reason| counter!(DEAD_LETTERS, "reason" => reason.as_str())),
+            score_values: histogram!(SCORE),
+            amounts: ["false", "true"].map(|alert| histogram!(AMOUNT, "alert" => alert)),
+            model_scores: None,
             ingest: stage("ingest"),
             join: stage("join"),
             assemble: stage("assemble"),
@@ -89,6 +104,23 @@ impl WorkerMetrics {
             last_commit: gauge!(LAST_COMMIT, "worker" => worker),
             store_losses: counter!(STORE_LOSSES),
             violations: ["I2", "I3"].map(|name| counter!(INVARIANT_VIOLATIONS, "invariant" => name)),
+        }
+    }
+
+    /// Takes note of what the models said of payments of these amounts.
+    pub(crate) fn decided(&mut self, answers: &[Answer], amounts: &[Amount]) {
+        let mut amounts = amounts.iter();
+        for answer in answers {
+            let model = &answer.model;
+            let known = self.model_scores.take().filter(|(label, _)| *label == model.label);
+            let (_, scored) = self.model_scores.insert(
+                known.unwrap_or_else(|| (model.label.clone(), counter!(MODEL_SCORES, "model" => model.label.clone()))),
+            );
+            scored.increment(answer.scores.len() as u64);
+            for (&score, amount) in answer.scores.iter().zip(&mut amounts) {
+                self.score_values.record(f64::from(score));
+                self.amounts[usize::from(score >= model.threshold)].record(amount.as_f64());
+            }
         }
     }
 

@@ -476,6 +476,7 @@ impl Worker {
         self.metrics.batch.record(emitted.scores as f64);
         self.metrics.scores.increment(emitted.scores);
         self.metrics.alerts.increment(emitted.alerts);
+        self.metrics.decided(&emitted.answers, &emitted.amounts);
     }
 
     /// A stored state is ahead of this worker. That is another owner's work, unless it was never

@@ -79,14 +79,14 @@ fn set(merged: &mut Value, name: &str, value: Value) -> anyhow::Result<()> {
 }
 
 /// A duration as people write it: `500ms`, `15s`, `7days`.
-pub(super) fn span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+pub(crate) fn span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text).map_err(|error| {
         serde::de::Error::custom(format!("`{text}` is no duration, as in 500ms, 15s or 7days: {error}"))
     })
 }
 
-pub(super) fn optional_span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+pub(crate) fn optional_span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     #[derive(Deserialize)]
     struct Span(#[serde(deserialize_with = "span")] Duration);
     Ok(Option::<Span>::deserialize(deserializer)?.map(|span| span.0))

@@ -20,7 +20,8 @@ use serde::Deserialize;
 
 pub(crate) use check::{CheckArgs, run as check};
 pub(crate) use load::ConfigArgs;
-use load::{address, optional_span, share, span};
+use load::{address, share};
+pub(crate) use load::{optional_span, span};
 
 /// Everything that the services can be told. Fields are named as in the file.
 #[derive(Clone, Debug, Deserialize)]
@@ -68,6 +69,9 @@ pub(crate) struct KafkaConfig {
     pub(crate) topic_prefix: String,
     pub(crate) tls: Option<Tls>,
     pub(crate) sasl: Option<Sasl>,
+    /// Whether a process that ends gives its partitions to the others at once. Without it they wait for it until the session
+    /// timeout: a restart under the same `instance` moves nothing.
+    pub(crate) leave_on_stop: bool,
     #[serde(deserialize_with = "span")]
     pub(crate) session_timeout: Duration,
     #[serde(deserialize_with = "span")]
@@ -86,6 +90,7 @@ impl Default for KafkaConfig {
             topic_prefix: options.topic_prefix,
             tls: None,
             sasl: None,
+            leave_on_stop: options.leave_on_stop,
             session_timeout: options.session_timeout,
             transaction_timeout: options.transaction_timeout,
             request_timeout: options.request_timeout,
@@ -343,6 +348,7 @@ impl Config {
             sasl: self.kafka.sasl.clone(),
             delivery,
             instance,
+            leave_on_stop: self.kafka.leave_on_stop,
             session_timeout: self.kafka.session_timeout,
             transaction_timeout: self.kafka.transaction_timeout,
             request_timeout: self.kafka.request_timeout,

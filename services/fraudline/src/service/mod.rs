@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::runtime::Runtime;
 
 /// A thread of the process; its end before it was told to stop is an error.
@@ -37,14 +37,35 @@ impl Part {
     }
 }
 
+/// How long measurements are kept one by one before they are added up.
+const METRICS_UPKEEP: Duration = Duration::from_secs(2);
+
 /// Metrics of this process, all in one place.
 pub(crate) fn install_metrics() -> anyhow::Result<PrometheusHandle> {
-    PrometheusBuilder::new()
+    let (score, amount) = (scorer::metrics::SCORE.to_owned(), scorer::metrics::AMOUNT.to_owned());
+    let handle = PrometheusBuilder::new()
         .set_buckets(&[
             1e-5, 1e-4, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 100.0, 1000.0,
         ])
+        .and_then(|builder| {
+            let scores = [0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0];
+            builder.set_buckets_for_metric(Matcher::Full(score), &scores)
+        })
+        .and_then(|builder| {
+            let amounts = [1.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0];
+            builder.set_buckets_for_metric(Matcher::Full(amount), &amounts)
+        })
         .and_then(PrometheusBuilder::install_recorder)
-        .context("setting up metrics")
+        .context("setting up metrics")?;
+    // Else they would pile up in the memory of a process that nobody scrapes (I6).
+    let upkeep = handle.clone();
+    std::thread::Builder::new().name("metrics".to_owned()).spawn(move || {
+        loop {
+            std::thread::sleep(METRICS_UPKEEP);
+            upkeep.run_upkeep();
+        }
+    })?;
+    Ok(handle)
 }
 
 pub(crate) fn runtime() -> anyhow::Result<Runtime> {

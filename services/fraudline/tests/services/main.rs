@@ -3,8 +3,10 @@
 //! are skipped, by name, and with `FRAUDLINE_SERVICES=required` they fail.
 #![allow(clippy::unwrap_used, reason = "a failed test is to panic")]
 
+mod admin;
 mod path;
 mod processes;
+mod rolling;
 
 use std::collections::HashMap;
 use std::net::TcpStream;
@@ -135,14 +137,23 @@ pub type Expected = HashMap<String, Vec<f32>>;
 
 /// Feeds simulated payments, and one record that is none.
 pub fn feed(log: &dyn Log, features: &FeatureSet, events: usize) -> Expected {
+    feed_while(log, features, |fed| 500.min(events - fed))
+}
+
+/// As `feed`, and `next` says of how many that were fed how many follow at once; 0 ends it.
+pub fn feed_while(log: &dyn Log, features: &FeatureSet, next: impl Fn(usize) -> usize) -> Expected {
     let simulator =
         SimulatorOptions { customers: 200, terminals: 300, days: None, seed: 5, ..SimulatorOptions::default() };
     let mut feed = Feed::simulated(simulator, ChargebackDelay::default());
     let mut backfill = Backfill::new(features);
     let mut expected = Expected::new();
     let now = system_clock();
-    while expected.len() < events {
-        let chunk = feed.next_chunk(500.min(events - expected.len())).unwrap().unwrap();
+    loop {
+        let size = next(expected.len());
+        if size == 0 {
+            break;
+        }
+        let chunk = feed.next_chunk(size).unwrap().unwrap();
         let mut outbox = Outbox::default();
         for label in &chunk.labels {
             backfill.label(label);

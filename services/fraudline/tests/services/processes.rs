@@ -7,37 +7,37 @@ use scorer::log::kafka::{Mechanism, Sasl, Tls};
 
 use super::*;
 
-fn fraudline(config: &Path) -> Command {
+pub fn fraudline(config: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fraudline"));
     command.env("FRAUDLINE_CONFIG", config).env_remove("RUST_BACKTRACE").stdin(Stdio::null());
     command
 }
 
 /// A service as a process; killed where a test fails.
-struct Process {
+pub struct Process {
     child: Child,
     log: std::path::PathBuf,
 }
 
 impl Process {
-    fn start(config: &Path, args: &[&str]) -> Process {
-        let log = config.with_file_name(format!("{}.log", args[0]));
+    pub fn start(config: &Path, args: &[&str]) -> Process {
+        let log = config.with_file_name(format!("{}.log", args.join("")));
         let output = std::fs::File::create(&log).unwrap();
         let mut command = fraudline(config);
         command.args(args).args(["--http", "127.0.0.1:0"]).stdout(Stdio::null()).stderr(output);
         Process { child: command.spawn().unwrap(), log }
     }
 
-    fn said(&self) -> String {
+    pub fn said(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
-    fn is_running(&mut self) -> bool {
+    pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()
     }
 
     /// SIGTERM, and what it ends with.
-    fn terminate(mut self) {
+    pub fn terminate(mut self) {
         let started = Instant::now();
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -54,15 +54,15 @@ impl Drop for Process {
     }
 }
 
-fn write(path: &Path, text: &str) {
+pub fn write(path: &Path, text: &str) {
     std::fs::File::create(path).unwrap().write_all(text.as_bytes()).unwrap();
 }
 
-fn run(config: &Path, args: &[&str]) -> Output {
+pub fn run(config: &Path, args: &[&str]) -> Output {
     fraudline(config).args(args).output().unwrap()
 }
 
-fn text(output: &Output) -> String {
+pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 

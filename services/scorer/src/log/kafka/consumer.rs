@@ -528,7 +528,17 @@ impl Drop for KafkaConsumer {
         }
         // Partitions are given up before librdkafka closes the consumer: while it closes, a call to
         // give them up may never return.
-        self.consumer.unsubscribe();
+        if self.log.options.leave_on_stop {
+            self.consumer.unsubscribe();
+        } else {
+            // Unlike this, to unsubscribe tells the group, even of a member that is to come back. What is left has been taken
+            // out above where it was being released.
+            let held = self.assigned.iter().filter(|assigned| !assigned.releasing).map(|assigned| &assigned.partition);
+            let given_up = self.list(held).map(|list| self.consumer.incremental_unassign(&list));
+            if let Ok(Err(error)) = given_up {
+                tracing::debug!(%error, "giving partitions up");
+            }
+        }
         let deadline = Instant::now() + LEAVE_WAIT;
         while self.consumer.assignment().is_ok_and(|list| list.count() > 0) && Instant::now() < deadline {
             let _ = self.consumer.poll(Duration::from_millis(5));

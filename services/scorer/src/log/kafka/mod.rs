@@ -16,6 +16,7 @@ mod group;
 mod options;
 mod producer;
 mod reader;
+mod settings;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -32,6 +33,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 pub use options::{Delivery, KafkaOptions, Mechanism, Sasl, Tls};
+pub use settings::TopicSettings;
 
 use super::{Consumer, Log, LogError, Outbox, Record, Result, Topic, TopicPartition, TopicSpec};
 use client::Context;

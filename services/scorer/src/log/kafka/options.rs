@@ -36,6 +36,9 @@ pub struct KafkaOptions {
     /// within the session timeout gets its partitions back without a rebalance; who starts
     /// while another runs under that name takes its place.
     pub instance: String,
+    /// Whether a member that ends leaves its groups: others have its partitions at once, and it gets some back when it starts
+    /// again, by a rebalance each. Without it they wait for it until the session timeout, and it goes on with them.
+    pub leave_on_stop: bool,
     /// How long a member may be silent before its partitions are given to others.
     pub session_timeout: Duration,
     /// After this long the broker gives up a transaction that hangs.
@@ -60,6 +63,7 @@ impl Default for KafkaOptions {
             sasl: None,
             delivery: Delivery::default(),
             instance: "fraudline".to_owned(),
+            leave_on_stop: true,
             session_timeout: Duration::from_secs(120),
             transaction_timeout: Duration::from_secs(15),
             request_timeout: Duration::from_secs(10),
