@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use futures_executor::block_on;
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, ConfigSource, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+    TopicResult,
 };
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::error::KafkaError;
-use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::error::KafkaResult;
 
 use super::client::Context;
 use super::{KafkaLog, LogError, Result};
@@ -105,11 +105,7 @@ impl KafkaLog {
     }
 
     /// The result for the one topic that was asked about.
-    fn only(
-        &self,
-        doing: &str,
-        results: std::result::Result<Vec<std::result::Result<String, (String, RDKafkaErrorCode)>>, KafkaError>,
-    ) -> Result<()> {
+    fn only(&self, doing: &str, results: KafkaResult<Vec<TopicResult>>) -> Result<()> {
         let results = results.map_err(|error| self.inner.explain(doing, &error))?;
         let failed = results.into_iter().find_map(std::result::Result::err);
         failed.map_or(Ok(()), |(_, code)| Err(LogError::Refused(format!("{doing}: {code}"))))
