@@ -186,33 +186,18 @@ mod tests {
     use rand::{RngExt, SeedableRng, rngs::StdRng};
 
     use super::*;
-    use crate::{
-        encode::Encoding,
-        network::{Network, Shape, history_tests, host, layer_shapes},
+    use crate::network::{
+        Network, Shape,
+        history_tests::{self, any, encoding},
+        host, layer_shapes,
     };
-
-    fn any(shape: (usize, usize), random: &mut StdRng) -> Dense {
-        let mut layer = Dense::random(shape, random);
-        layer.bias.iter_mut().for_each(|bias| *bias = random.random_range(-0.5..0.5));
-        layer
-    }
 
     fn mlp(inputs: usize, hidden: &[usize], random: &mut StdRng) -> Weights {
         Weights::Mlp(layer_shapes(inputs, hidden).into_iter().map(|shape| any(shape, random)).collect())
     }
 
-    /// Every second input has fewer edges than there is room for.
     fn tabular(inputs: usize, pieces: usize, members: usize, hidden: &[usize], random: &mut StdRng) -> Weights {
-        let edges = (0..inputs).flat_map(|input| {
-            let mut own: Vec<f32> = (0..=pieces).map(|_| random.random_range(-3.0..3.0)).collect();
-            own.sort_unstable_by(f32::total_cmp);
-            if input % 2 == 1 {
-                let last = own[pieces / 2];
-                own[pieces / 2..].fill(last);
-            }
-            own
-        });
-        let encoding = Encoding::new(inputs, pieces, edges.collect()).unwrap();
+        let encoding = encoding(inputs, pieces, random);
         let mut tabular = Tabular::random(encoding, members, hidden, random);
         tabular.first.bias.iter_mut().for_each(|bias| *bias = random.random_range(-0.5..0.5));
         Weights::Tabular(tabular)

@@ -6,7 +6,7 @@ use super::*;
 use crate::network::{Network, Weights, layer_shapes};
 
 /// Every second input has fewer edges than there is room for.
-fn encoding(inputs: usize, pieces: usize, random: &mut StdRng) -> Encoding {
+pub(crate) fn encoding(inputs: usize, pieces: usize, random: &mut StdRng) -> Encoding {
     let edges = (0..inputs).flat_map(|input| {
         let mut own: Vec<f32> = (0..=pieces).map(|_| random.random_range(-3.0..3.0)).collect();
         own.sort_unstable_by(f32::total_cmp);
@@ -19,7 +19,7 @@ fn encoding(inputs: usize, pieces: usize, random: &mut StdRng) -> Encoding {
     Encoding::new(inputs, pieces, edges.collect()).unwrap()
 }
 
-fn any(shape: (usize, usize), random: &mut StdRng) -> Dense {
+pub(crate) fn any(shape: (usize, usize), random: &mut StdRng) -> Dense {
     let mut dense = Dense::random(shape, random);
     dense.bias.iter_mut().for_each(|bias| *bias = random.random_range(-0.5..0.5));
     dense
