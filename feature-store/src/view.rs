@@ -301,6 +301,13 @@ impl View {
         }
     }
 
+    /// Forgets what no event needs that is within the allowed lateness of the state's newest one.
+    pub fn evict_unneeded(&self, state: &mut WindowState) {
+        if let Some(newest) = state.newest() {
+            self.evict(state, newest - self.keep);
+        }
+    }
+
     /// Whether an event of the entity lies in `(from, end]`.
     pub(crate) fn has_events(&self, state: &WindowState, from: EventTime, end: EventTime) -> bool {
         let tile_of = |index: usize| self.specs[index].tile;

@@ -183,31 +183,37 @@ impl Rekeyer {
             }
         }
         let features = Arc::clone(&self.context.features);
-        let Some(carry) = features.carry() else {
-            for (record, transaction) in valid {
-                let terminal = transaction.terminal_id.clone();
-                self.write(&terminal, record.timestamp_us, &EntityEvent::Transaction { transaction, carried: None });
-            }
-            return Ok(());
-        };
-        let share = self.options.state_bytes_max / self.partitions.len().max(1);
-        for (&number, states) in &mut self.partitions {
-            let of_partition = valid.iter().filter(|(record, _)| record.partition == number);
-            states.table.begin_batch(share);
-            states.load(&*self.context.store, of_partition.map(|(_, transaction)| &transaction.card_id))?;
+        let carry = features.carry();
+        if carry.is_some() {
+            self.load_cards(&valid)?;
         }
         for (record, transaction) in valid {
-            let states = self.partitions.get_mut(&record.partition).expect("they were just read from");
-            let PartitionStates { table, stream, .. } = states;
-            let values = table.update(&transaction.card_id, record.offset, |state| {
-                carry.values(&transaction, state, &mut stream.scratch).collect()
-            });
-            let Some(values) = values else { return Err(states.store_ahead(record.offset)) };
-            let carried = Some(Carried { meaning: carry.meaning(), values });
+            let carried = carry.map(|carry| self.carried(carry, record, &transaction)).transpose()?;
             let terminal = transaction.terminal_id.clone();
             self.write(&terminal, record.timestamp_us, &EntityEvent::Transaction { transaction, carried });
         }
         Ok(())
+    }
+
+    fn load_cards(&mut self, events: &[(&Record, Transaction)]) -> Result<()> {
+        let share = self.options.state_bytes_max / self.partitions.len().max(1);
+        for (&number, states) in &mut self.partitions {
+            let of_partition = events.iter().filter(|(record, _)| record.partition == number);
+            states.table.begin_batch(share);
+            states.load(&*self.context.store, of_partition.map(|(_, transaction)| &transaction.card_id))?;
+        }
+        Ok(())
+    }
+
+    /// Brings a transaction into the state of its card, and gives what it brings along.
+    fn carried(&mut self, carry: &Carry, record: &Record, transaction: &Transaction) -> Result<Carried> {
+        let states = self.partitions.get_mut(&record.partition).expect("it was just read from");
+        let PartitionStates { table, stream, .. } = states;
+        let values = table.update(&transaction.card_id, record.offset, |state| {
+            carry.values(transaction, state, &mut stream.scratch).collect()
+        });
+        let values = values.ok_or_else(|| states.store_ahead(record.offset))?;
+        Ok(Carried { meaning: carry.meaning(), values })
     }
 
     /// A label or a profile update.
@@ -293,8 +299,8 @@ impl Rekeyer {
     fn take_checkpoint(&mut self) -> Checkpoint {
         let view = self.context.features.carry().map(Carry::view);
         let evict = |state: &mut WindowState| {
-            if let (Some(view), Some(newest)) = (view, state.newest()) {
-                view.evict(state, newest - view.keep());
+            if let Some(view) = view {
+                view.evict_unneeded(state);
             }
         };
         let partitions = self.partitions.values_mut().filter(|states| states.is_ahead_of_store());

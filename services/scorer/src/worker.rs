@@ -416,8 +416,8 @@ impl Worker {
         let view = features.view_of(Entity::CardId);
         let partitions = self.partitions.values_mut().filter(|states| states.is_ahead_of_store());
         let evict = |state: &mut feature_store::WindowState| {
-            if let (Some(view), Some(newest)) = (view, state.newest()) {
-                view.evict(state, newest - view.keep());
+            if let Some(view) = view {
+                view.evict_unneeded(state);
             }
         };
         Checkpoint { partitions: partitions.map(|states| states.checkpoint(evict)).collect() }
